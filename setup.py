@@ -1,0 +1,30 @@
+"""Builds the Cython extensions; everything else stands in pyproject.toml.
+
+WSGIMASTER_SANITIZE=address builds them with AddressSanitizer (see `make asan`).
+"""
+
+import os
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+FLAGS = ["-O2", "-std=gnu11", "-Wall", "-Wno-unused-function"]
+LINK = []
+if sanitizer := os.environ.get("WSGIMASTER_SANITIZE"):
+    FLAGS += [f"-fsanitize={sanitizer}", "-fno-omit-frame-pointer", "-g"]
+    LINK += [f"-fsanitize={sanitizer}"]
+
+setup(
+    packages=["wsgimaster"],
+    package_dir={"": "src"},
+    package_data={"wsgimaster": ["*.pyi", "*.pxd", "py.typed"]},
+    ext_modules=cythonize(
+        [
+            Extension(f"wsgimaster.{path[4:-4]}", [path], extra_compile_args=FLAGS, extra_link_args=LINK)
+            for path in ("src/_proto.pyx", "src/_front.pyx", "src/_serve.pyx", "src/_fork.pyx")
+        ],
+        include_path=["src"],
+        language_level=3,
+        compiler_directives={"boundscheck": True, "wraparound": False},
+    ),
+)

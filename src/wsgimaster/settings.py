@@ -1,0 +1,125 @@
+"""What the options mean once they are read: frozen values, one model per subject.
+
+Names are ours; the uWSGI option behind each stands in config/options.py. Several small models rather than
+one of 300 fields: the master carries them for its whole life. Durations are seconds, sizes are bytes.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from ipaddress import IPv4Network, IPv6Network
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Network = IPv4Network | IPv6Network
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Protocol(StrEnum):
+    UWSGI = "uwsgi"
+    HTTP = "http"
+
+
+class Family(StrEnum):
+    UNIX = "unix"  # a path in the file system
+    ABSTRACT = "abstract"  # a name in the kernel's abstract namespace, without the leading NUL
+    TCP = "tcp"
+    INHERITED = "inherited"  # a descriptor that the parent left open
+
+
+class Address(Section):
+    """One listening address."""
+
+    protocol: Protocol
+    family: Family
+    name: str  # as it was written, for messages
+    path: str = ""  # unix, abstract
+    host: str = ""  # tcp: an address or a name; "" is every IPv4 address
+    port: Annotated[int, Field(ge=0, le=65535)] = 0  # tcp: 0 lets the kernel choose
+    fd: int = -1  # inherited
+
+
+class Sockets(Section):
+    addresses: tuple[Address, ...] = ()
+    waiting_limit: Annotated[int, Field(ge=1)] | None = None  # `listen`; None: min(4096, somaxconn)
+    socket_mode: int | None = None  # `chmod-socket`
+    socket_owner: tuple[int, int] | None = None  # `chown-socket`: uid, gid; -1 leaves one as it is
+    buffer_size: Annotated[int, Field(ge=1, le=65535)] = 65535
+    timeout: Annotated[float, Field(gt=0)] = 4.0  # `socket-timeout`
+    allow_from: tuple[Network, ...] = ()
+    forwarded_allow: tuple[Network, ...] = ()
+    vacuum: bool = False
+
+
+class App(Section):
+    module: str | None = None  # `pkg.mod`, `pkg.mod:callable`, `pkg.mod:factory()`
+    file: str | None = None  # `wsgi-file`
+    callable: str = "application"
+    chdir: str | None = None
+    pythonpath: tuple[str, ...] = ()  # in the order in which it was written; the last one comes first in sys.path
+    home: str | None = None  # `virtualenv`
+    environment: tuple[tuple[str, str], ...] = ()  # `env`
+    lazy: bool = False  # `lazy-apps`: load in each worker, after the fork
+    required: bool = False  # `need-app`
+
+
+class Dispatch(StrEnum):
+    AUTO = "auto"
+    PUSH = "push"
+
+
+class Order(StrEnum):
+    WARM = "warm"  # the core that finished last goes first: warm caches
+    EVEN = "even"  # the core that finished first goes first: flat figures in uwsgitop
+
+
+class Processes(Section):
+    processes: Annotated[int, Field(ge=1, le=4096)] = 1
+    threads: Annotated[int, Field(ge=1, le=250)] = 1  # cores per process; 250: channels sent in one SCM_RIGHTS
+    reload_mercy: Annotated[float, Field(gt=0)] = 60.0  # `worker-reload-mercy`
+    limit_as: Annotated[int, Field(ge=1)] | None = None
+    max_fd: Annotated[int, Field(ge=64)] | None = None
+    dispatch: Dispatch = Dispatch.AUTO
+    dispatch_order: Order = Order.WARM
+
+
+class Titles(Section):
+    """Process titles (`procname` and its family); no title is set while `automatic` is False."""
+
+    automatic: bool = False  # `auto-procname`, or any of the others
+    prefix: str = ""  # `procname-prefix`; `procname-prefix-spaced` adds the space
+    append: str = ""
+    every: str | None = None  # `procname`
+    master: str | None = None  # `procname-master`
+
+
+class Identity(Section):
+    uid: int | None = None
+    gid: int | None = None
+    extra_groups: tuple[int, ...] = ()  # `add-gid`
+    initgroups: bool = True
+    user: str | None = None  # the name behind uid, for initgroups
+    daemonize: str | None = None  # log file
+    pidfile: str | None = None  # written before the drop, after daemonize
+    pidfile_late: str | None = None  # `pidfile2`, written after the drop and after chdir
+    umask: int | None = None
+
+
+class Logging(Section):
+    file: str | None = None  # `logto`, `daemonize`
+    requests: bool = True  # False: `disable-logging`
+    requests_4xx: bool = False  # `log-4xx`: also when requests is False
+    requests_5xx: bool = False
+
+
+class Settings(Section):
+    sockets: Sockets = Sockets()
+    app: App = App()
+    processes: Processes = Processes()
+    titles: Titles = Titles()
+    identity: Identity = Identity()
+    logging: Logging = Logging()
