@@ -8,7 +8,7 @@ import os
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-FLAGS = ["-O2", "-std=gnu11", "-Wall", "-Wno-unused-function"]
+FLAGS = ["-O2", "-std=gnu11", "-Wall", "-Wno-unused-function", "-Wno-sign-compare"]
 LINK = []
 if sanitizer := os.environ.get("WSGIMASTER_SANITIZE"):
     FLAGS += [f"-fsanitize={sanitizer}", "-fno-omit-frame-pointer", "-g"]
@@ -21,10 +21,10 @@ setup(
     ext_modules=cythonize(
         [
             Extension(f"wsgimaster.{path[4:-4]}", [path], extra_compile_args=FLAGS, extra_link_args=LINK)
-            for path in ("src/_proto.pyx", "src/_front.pyx", "src/_serve.pyx", "src/_fork.pyx")
+            for path in ("src/_proto.pyx", "src/_front.pyx", "src/_serve.pyx", "src/_process.pyx")
         ],
         include_path=["src"],
         language_level=3,
-        compiler_directives={"boundscheck": True, "wraparound": False},
+        compiler_directives={"boundscheck": True, "wraparound": False, "cdivision": True},
     ),
 )

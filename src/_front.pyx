@@ -1,0 +1,1236 @@
+"""The master's side of a request's way: accept, read, parse, queue, push, finish.
+
+Theory of operation
+
+Everything that has a descriptor on this path (listeners, clients whose head isn't complete, clients that are being
+drained, channels, the doorbell) stands in one private epoll, and only that epoll is registered with the event
+loop: one callback for a batch of events, no task, future or callback object per request, and a listener is
+paused by one EPOLL_CTL_MOD (0.3 us; add_reader and remove_reader of uvloop cost 4.6).
+
+A connection is an entry of a table indexed by its descriptor, and is in exactly one state:
+
+    HEAD      its packet isn't complete; watched, in the list `heads`, ordered by last progress
+    QUEUED    complete, no core was idle; its bytes are kept here, in the list `queue`, oldest first
+    RUNNING   pushed to a core; we keep our own descriptor so that we can answer if the worker dies
+    LINGER    answered and half-closed; read and discarded until the client closes, in the list `lingerers`
+
+    accept -> HEAD -> RUNNING -> closed          the usual way; HEAD is not even entered when the head is there
+                   -> QUEUED -> RUNNING
+                             -> LINGER -> closed  an unread body, an answer of our own, an HTTP client
+
+Why linger: closing a socket with unread bytes destroys the answer on its way to the client (reset). SHUT_WR, then
+reading to the client's end, then close doesn't (RFC 9112 9.6; measured through nginx: 18 of 20 answers to an
+unread 5 MB upload were lost without it, none of 160 with it).
+
+Cores. A process has `threads` cores, each with a channel of its own. A request goes to the process with the fewest
+running requests (two in one GIL take twice as long), among equals to the one that finished last (warm) or first
+(even), there to the lowest idle core, so that core 1, the main thread, comes first. Idle processes stand in
+one list per number of running requests, so that the choice doesn't depend on how many there are.
+
+Nothing here blocks, and nothing here decides about processes: what is rare or a matter of policy goes to the
+`Events` object that the master passes in.
+
+Runs in: the master, on the loop's thread.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_FromStringAndSize, PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
+from libc.errno cimport (EAGAIN, ECONNABORTED, ECONNRESET, EINTR, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPIPE,
+                         ETOOMANYREFS, EPROTO, errno)
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset, strerror
+
+from wsgimaster._layout cimport *
+from wsgimaster._proto cimport (COMPLETE, NEED_MORE, PLAIN_HTTP, TLS_HELLO, Facts, Verdict, packet_error, read_block,
+                                read_head)
+
+cdef extern from * nogil:
+    """
+    #include <arpa/inet.h>
+    #include <netinet/in.h>
+    #include <poll.h>
+    #include <string.h>
+    #include <sys/epoll.h>
+    #include <sys/socket.h>
+    #include <sys/un.h>
+    #include <unistd.h>
+
+    /* The bits of a unix client that has closed, or of a TCP client that has closed or half-closed. */
+    static int client_left(int fd, int tcp_uwsgi) {
+        struct pollfd p = { fd, POLLRDHUP, 0 };
+        if (poll(&p, 1, 0) <= 0) return 0;
+        return p.revents & (POLLHUP | POLLERR | (tcp_uwsgi ? POLLRDHUP : 0));
+    }
+
+    /* Make the next close a reset, so that a client of TCP sees that its answer was cut. */
+    static void reset_on_close(int fd) {
+        struct linger now = { 1, 0 };
+        setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+    }
+
+    typedef union { struct sockaddr any; struct sockaddr_in v4; struct sockaddr_in6 v6; struct sockaddr_un un; }
+        SocketName;
+
+    /* The address's 16 bytes, IPv4 as ::ffff:a.b.c.d (RFC 4291 2.5.5.2). 0 when it is no IP address. */
+    static int address_bytes(const SocketName *name, unsigned char *out) {
+        if (name->any.sa_family == AF_INET) {
+            memset(out, 0, 10); out[10] = out[11] = 0xff;
+            memcpy(out + 12, &name->v4.sin_addr, 4);
+            return 1;
+        }
+        if (name->any.sa_family == AF_INET6) { memcpy(out, &name->v6.sin6_addr, 16); return 1; }
+        return 0;
+    }
+    static int in_network(const unsigned char *address, const unsigned char *network, int bits) {
+        int whole = bits / 8, rest = bits % 8;
+        if (memcmp(address, network, whole)) return 0;
+        return !rest || !((address[whole] ^ network[whole]) & (0xff00 >> rest));
+    }
+    """
+    struct sockaddr:
+        pass
+    ctypedef unsigned int socklen_t
+    ctypedef union SocketName:
+        sockaddr any
+    cdef union epoll_data_t:
+        uint64_t u64
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int epoll_create1(int flags)
+    int epoll_ctl(int epoll, int op, int fd, epoll_event *event)
+    int epoll_wait(int epoll, epoll_event *events, int most, int timeout)
+    int accept4(int listener, sockaddr *name, socklen_t *size, int flags)
+    int getpeername(int fd, sockaddr *name, socklen_t *size)
+    ssize_t recv(int fd, void *bytes, size_t size, int flags)
+    ssize_t send(int fd, const void *bytes, size_t size, int flags)
+    int shutdown(int fd, int how)
+    int close(int fd)
+    int client_left(int fd, int tcp_uwsgi)
+    void reset_on_close(int fd)
+    int address_bytes(const SocketName *name, unsigned char *out)
+    int in_network(const unsigned char *address, const unsigned char *network, int bits)
+    void *memmem(const void *haystack, size_t size, const void *needle, size_t needle_size)
+    enum:
+        EPOLL_CLOEXEC
+        EPOLL_CTL_ADD
+        EPOLL_CTL_DEL
+        EPOLL_CTL_MOD
+        EPOLLIN
+        EPOLLRDHUP
+        EPOLLET
+        SHUT_WR
+        SOCK_NONBLOCK
+        SOCK_CLOEXEC
+
+cdef extern from "<sys/eventfd.h>" nogil:
+    int eventfd_write_one "eventfd_write"(int fd, uint64_t value)
+
+cdef enum Watched:  # what an epoll entry stands for; the upper byte of its data
+    LISTENER = 1
+    CLIENT = 2
+    CHANNEL = 3
+    DOORBELL = 4
+
+cdef enum State:
+    CLOSED = 0
+    HEAD = 1
+    QUEUED = 2
+    RUNNING = 3
+    LINGER = 4
+
+cdef enum CoreState:
+    ABSENT = 0     # no worker
+    IDLE = 1
+    BUSY = 2
+    STARTING = 3   # a worker, not ready yet
+    LEAVING = 4    # busy, and to be sent away afterwards; or already told to leave
+
+ctypedef struct Connection:
+    uint8_t state
+    uint8_t watched        # stands in the private epoll
+    uint8_t listener
+    uint8_t trusted
+    uint16_t generation    # tells a stale epoll event from one of the descriptor's next life
+    int32_t core           # RUNNING: whose
+    int32_t previous, next # in the list of its state
+    uint64_t accepted_ns
+    uint64_t since_ns      # last progress, or entry into the state
+    uint32_t have          # bytes in `bytes`
+    uint32_t room
+    unsigned char *bytes   # HEAD, QUEUED: what was read so far; NULL otherwise
+    int64_t content_length
+
+ctypedef struct Chain:     # a list through Connection.previous and .next; -1 ends it
+    int32_t first, last
+    int32_t length
+
+ctypedef struct Core:
+    uint8_t state
+    int32_t process
+    int32_t channel        # our end
+    int32_t far            # the worker's end, kept so that an unread message can be taken back
+    int32_t client         # RUNNING connection, or -1
+    uint64_t seq           # of the last message that asks for `done`
+    uint64_t pushed_ns
+
+ctypedef struct Process:
+    int32_t running        # requests
+    int32_t idle           # cores
+    int32_t previous, next # in ranks[running]; in no list while idle == 0
+
+ctypedef struct Listener:
+    int32_t fd
+    uint8_t http
+    uint8_t local           # unix or abstract
+    uint8_t open
+
+ctypedef struct NetworkRule:
+    unsigned char network[16]
+    int bits
+
+cdef enum:
+    MAX_LISTENERS = 250
+    FIRST_READ = 16384            # a head rarely has more than 4 KiB; body bytes that come along are copied once
+    MOST_READ = 65536 + 4         # the largest packet head
+    LARGEST_HTTP_HEAD = 65536
+    BATCH = 64                    # events per epoll_wait
+    ROUNDS = 64                   # of epoll_wait, before the loop's other callbacks get their turn
+    MAX_BUFFERED = 64 << 20       # bytes of incomplete heads, over all connections
+    DISCARD_READS = 16            # per event of a lingering client
+
+# A client that drips one byte per socket-timeout is let go after this many timeouts.
+cdef int HEAD_TIMEOUTS = 15
+# nginx's lingering_time.
+cdef uint64_t LINGER_NS = 30 * 1_000_000_000ULL
+
+def board_bytes(size_t cores):
+    """The scoreboard's size in bytes. Raises ValueError beyond its largest number of cores."""
+    if not 0 < cores <= BOARD_MAX_CORES:
+        raise ValueError(f"processes x threads is {cores}; 1 to {BOARD_MAX_CORES} are possible")
+    return rings_offset(cores) + cores * RING_BYTES
+
+
+cdef size_t slots_offset(size_t cores):
+    return sizeof(BoardHead) + (cores + 511) // 512 * 64  # the bitmap fills whole cache lines
+
+
+cdef size_t rings_offset(size_t cores):
+    return (slots_offset(cores) + cores * sizeof(Slot) + 4095) & ~<size_t>4095
+
+
+def format_board(memory, uint32_t cores, uint32_t threads, int doorbell):
+    """Write the head of a new, zeroed scoreboard."""
+    cdef unsigned char[::1] view = memory
+    cdef BoardHead *board = <BoardHead *>&view[0]
+    board.magic, board.version, board.cores, board.threads = BOARD_MAGIC, BOARD_VERSION, cores, threads
+    board.bitmap_offset, board.slots_offset = sizeof(BoardHead), slots_offset(cores)
+    board.rings_offset, board.total_bytes = rings_offset(cores), board_bytes(cores)
+    board.doorbell = doorbell
+
+
+ANSWERS = {
+    400: b"Bad Request", 403: b"Forbidden", 408: b"Request Timeout", 411: b"Length Required",
+    431: b"Request Header Fields Too Large", 501: b"Not Implemented", 502: b"Bad Gateway",
+    503: b"Service Unavailable", 504: b"Gateway Timeout", 505: b"HTTP Version Not Supported",
+}
+
+
+class HeadError(Exception):
+    """An HTTP head that isn't served; raised by the function that reads heads. status: the answer."""
+
+    def __init__(self, status, message):
+        super().__init__(message)
+        self.status = status
+
+
+@cython.final
+cdef class Front:
+    """The connections, the queue and the cores of one master.
+
+    board: the scoreboard's buffer (scoreboard.Scoreboard.memory). buffer_size: largest variable block, bytes.
+    timeout: seconds without progress that a client may take for its head. waiting_limit: requests in the queue.
+    read_http_head(head, peer, server, limit) -> (packet, trusted)... see http1.read_head.
+    events: the master's object with the methods that `Events` in master.py lists.
+    """
+
+    cdef BoardHead *board
+    cdef object memory            # keeps the mapping alive
+    cdef int epoll
+    cdef readonly int epoll_fd
+    cdef Connection *connections
+    cdef int table_size
+    cdef Core *cores
+    cdef Process *processes
+    cdef int32_t *rank_first      # ranks[r]: idle processes with r running requests
+    cdef int32_t *rank_last
+    cdef int core_count, threads, process_count
+    cdef Listener listeners[MAX_LISTENERS]
+    cdef list names               # of the listeners
+    cdef int listener_count
+    cdef Chain heads, queue, lingerers
+    cdef size_t buffered          # bytes held for connections in HEAD
+    cdef NetworkRule *allow
+    cdef int allow_count
+    cdef NetworkRule *forwarded
+    cdef int forwarded_count
+    cdef size_t buffer_size
+    cdef uint64_t timeout_ns
+    cdef readonly int waiting_limit
+    cdef bint even
+    cdef object events, read_http_head
+    cdef unsigned char *scratch
+    cdef int idle_cores, leaving_cores, running
+    cdef bint paused, ticking, lost_descriptors
+    cdef uint64_t n_accepted, n_pushed, n_queued, n_refused, n_taken_back, n_clients_gone, n_answered
+
+    def __cinit__(self, memory, int cores, int threads, *, int buffer_size, double timeout, int waiting_limit,
+                  bint even, allow_from, forwarded_allow, events, read_http_head):
+        cdef unsigned char[::1] view = memory
+        self.memory = memory
+        self.board = <BoardHead *>&view[0]
+        self.core_count, self.threads = cores, threads
+        self.process_count = cores // threads
+        self.buffer_size = buffer_size
+        self.timeout_ns = <uint64_t>(timeout * 1e9)
+        self.waiting_limit = waiting_limit
+        self.even = even
+        self.events, self.read_http_head = events, read_http_head
+        self.names = []
+        self.cores = <Core *>PyMem_RawCalloc(cores, sizeof(Core))
+        self.processes = <Process *>PyMem_RawCalloc(self.process_count, sizeof(Process))
+        self.rank_first = <int32_t *>PyMem_RawMalloc((threads + 1) * sizeof(int32_t))
+        self.rank_last = <int32_t *>PyMem_RawMalloc((threads + 1) * sizeof(int32_t))
+        self.scratch = <unsigned char *>PyMem_RawMalloc(MESSAGE_MAX_BYTES)
+        self.allow = network_rules(allow_from, &self.allow_count)
+        self.forwarded = network_rules(forwarded_allow, &self.forwarded_count)
+        if not (self.cores and self.processes and self.rank_first and self.rank_last and self.scratch):
+            raise MemoryError
+        cdef int i
+        for i in range(threads + 1):
+            self.rank_first[i] = self.rank_last[i] = -1
+        for i in range(cores):
+            self.cores[i].process = i // threads
+            self.cores[i].channel = self.cores[i].far = self.cores[i].client = -1
+        clear(&self.heads)
+        clear(&self.queue)
+        clear(&self.lingerers)
+        self.epoll = self.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
+        if self.epoll < 0:
+            raise OSError(errno, "epoll_create1")
+        self.watch(self.board.doorbell, DOORBELL, 0, EPOLLIN | EPOLLET)
+        self.ask_for_ring()
+
+    def __dealloc__(self):
+        cdef int fd
+        for fd in range(self.table_size):
+            PyMem_RawFree(self.connections[fd].bytes)
+        PyMem_RawFree(self.connections)
+        PyMem_RawFree(self.cores)
+        PyMem_RawFree(self.processes)
+        PyMem_RawFree(self.rank_first)
+        PyMem_RawFree(self.rank_last)
+        PyMem_RawFree(self.scratch)
+        PyMem_RawFree(self.allow)
+        PyMem_RawFree(self.forwarded)
+        if self.epoll >= 0:
+            close(self.epoll)
+
+    # ---- the loop's callback ----
+
+    def on_ready(self):
+        """Called by the event loop when the private epoll has something; handles all of it."""
+        cdef epoll_event found[BATCH]
+        cdef int n, i, rounds
+        try:
+            for rounds in range(ROUNDS):
+                self.collect_finished()
+                n = epoll_wait(self.epoll, found, BATCH, 0)
+                for i in range(n):
+                    self.dispatch_event(found[i].data.u64, found[i].events)
+                if n <= 0:
+                    break
+        finally:
+            self.ask_for_ring()
+        if (self.running or self.heads.length or self.lingerers.length or self.paused) and not self.ticking:
+            self.ticking = True
+            self.events.tick_wanted()
+
+    cdef void ask_for_ring(self):
+        """Before sleeping: must a worker that finishes wake us? If so, look once more, since one may just have."""
+        cdef bint wanted = self.idle_cores == 0 or self.queue.length > 0 or self.leaving_cores > 0
+        store_seq_u32(&self.board.ring, wanted)
+        if wanted and self.any_finished():
+            eventfd_write_one(self.board.doorbell, 1)
+
+    cdef bint any_finished(self):
+        cdef uint64_t *bitmap = board_bitmap(self.board)
+        cdef int word
+        for word in range((self.core_count + 63) // 64):
+            if load_seq(&bitmap[word]):
+                return True
+        return False
+
+    cdef int dispatch_event(self, uint64_t data, uint32_t what) except -1:
+        cdef int kind = <int>(data >> 56)
+        cdef int number = <int>(data & 0xFFFFFFFF)
+        if kind == LISTENER:
+            self.accept_some(number)
+        elif kind == CLIENT:
+            if (number < self.table_size
+                    and self.connections[number].generation == <uint16_t>((data >> 32) & 0xFFFF)):
+                if self.connections[number].state == HEAD:
+                    self.read_head_of(number)
+                elif self.connections[number].state == LINGER:
+                    self.discard(number)
+        elif kind == CHANNEL:
+            self.read_channel(number)
+        return 0  # DOORBELL: collect_finished runs anyway
+
+    cdef int watch(self, int fd, int kind, uint64_t key, uint32_t what) except -1:
+        cdef epoll_event event
+        event.events = what
+        event.data.u64 = (<uint64_t>kind << 56) | key
+        if epoll_ctl(self.epoll, EPOLL_CTL_ADD, fd, &event) < 0:
+            raise OSError(errno, f"epoll_ctl: {strerror(errno).decode()}")
+        return 0
+
+    # ---- 1 accept ----
+
+    def add_listener(self, int fd, str name, *, bint http, bint local):
+        """Accept on this listening socket (non-blocking) from now on; returns its number."""
+        if self.listener_count == MAX_LISTENERS:
+            raise ValueError(f"at most {MAX_LISTENERS} listening sockets")
+        cdef int number = self.listener_count
+        self.listeners[number].fd = fd
+        self.listeners[number].http, self.listeners[number].local, self.listeners[number].open = http, local, True
+        self.names.append(name)
+        self.watch(fd, LISTENER, number, EPOLLIN)
+        self.listener_count += 1
+        return number
+
+    def accept_rest(self, int number):
+        """The door is closing: take what still waits in the backlog, then forget the listener."""
+        cdef Listener *listener = &self.listeners[number]
+        if not listener.open:
+            return
+        while self.accept_one(number) >= 0:
+            pass
+        listener.open = False
+        epoll_ctl(self.epoll, EPOLL_CTL_DEL, listener.fd, NULL)
+
+    cdef int accept_some(self, int number) except -1:
+        """One connection per round of epoll_wait: a look there is cheaper than an accept that fails (3 us)."""
+        if self.listeners[number].open and not self.paused:
+            self.accept_one(number)
+        return 0
+
+    cdef int accept_one(self, int number) except -2:
+        """The descriptor that was accepted, or -1."""
+        cdef SocketName name
+        cdef socklen_t size = sizeof(SocketName)
+        cdef unsigned char address[16]
+        cdef Listener *listener = &self.listeners[number]
+        cdef int fd = accept4(listener.fd, &name.any, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)
+        if fd < 0:
+            if errno in (EMFILE, ENFILE, ENOBUFS, ENOMEM):
+                self.pause(errno)
+            elif errno in (ECONNABORTED, EPROTO, EINTR):
+                return 0
+            return -1
+        cdef Connection *c = self.open(fd)
+        c.listener = number
+        c.trusted = listener.local and not listener.http
+        if not listener.local and address_bytes(&name, address):
+            if listener.http:
+                c.trusted = matches(self.forwarded, self.forwarded_count, address)
+            else:
+                c.trusted = is_loopback(address) or matches(self.forwarded, self.forwarded_count, address)
+                if self.allow_count and not matches(self.allow, self.allow_count, address):
+                    self.refuse(fd, 403, "its address is not in allow-from")
+                    return fd
+        self.read_head_of(fd)
+        return fd
+
+    cdef Connection *open(self, int fd) except NULL:
+        cdef int size = self.table_size
+        cdef Connection *table
+        if fd >= size:
+            size = max(256, 2 * size)
+            while fd >= size:
+                size *= 2
+            table = <Connection *>PyMem_RawRealloc(self.connections, size * sizeof(Connection))
+            if table == NULL:
+                close(fd)
+                raise MemoryError
+            memset(table + self.table_size, 0, (size - self.table_size) * sizeof(Connection))
+            self.connections, self.table_size = table, size
+        cdef Connection *c = &self.connections[fd]
+        c.state, c.watched, c.core, c.bytes, c.have, c.room = CLOSED, False, -1, NULL, 0, 0
+        c.previous = c.next = -1
+        c.content_length = -1
+        c.accepted_ns = c.since_ns = now_ns()
+        self.n_accepted += 1
+        return c
+
+    cdef int pause(self, int error) except -1:
+        """No descriptor or memory is left: stop looking at the listeners until the next tick."""
+        if not self.paused:
+            self.paused = True
+            self.set_listeners(0)
+            self.events.accepting_paused(strerror(error).decode())
+        return 0
+
+    cdef void set_listeners(self, uint32_t what):
+        cdef epoll_event event
+        cdef int number
+        for number in range(self.listener_count):
+            if self.listeners[number].open:
+                event.events = what
+                event.data.u64 = (<uint64_t>LISTENER << 56) | <uint64_t>number
+                epoll_ctl(self.epoll, EPOLL_CTL_MOD, self.listeners[number].fd, &event)
+
+    # ---- 2 read and parse ----
+
+    cdef int read_head_of(self, int fd) except -1:
+        """Read what has come; go on to 3 when the head is complete, else wait for more."""
+        cdef Connection *c = &self.connections[fd]
+        cdef ssize_t n
+        if c.have == 0:
+            n = recv(fd, self.scratch, FIRST_READ, MSG_DONTWAIT)
+        else:
+            n = recv(fd, c.bytes + c.have, c.room - c.have, MSG_DONTWAIT)
+        if n < 0:
+            if errno in (EAGAIN, EINTR):
+                return self.wait_for_head(fd)
+            self.drop(fd)
+            return 0
+        if n == 0:  # a probe that says nothing is no error; half a head is a client that left
+            self.n_clients_gone += c.have > 0
+            self.drop(fd)
+            return 0
+        if c.have == 0:
+            if self.judge(fd, self.scratch, n):
+                self.keep(fd, self.scratch, n)
+                self.wait_for_head(fd)
+            return 0
+        c.have += n
+        self.buffered += n
+        if self.judge(fd, c.bytes, c.have):
+            self.make_room(fd)
+            self.wait_for_head(fd)
+        return 0
+
+    cdef bint judge(self, int fd, unsigned char *bytes, size_t have) except -1:
+        """True: more bytes are needed. Otherwise the connection has been queued, pushed, answered or closed."""
+        cdef Facts facts
+        cdef Verdict verdict
+        cdef Connection *c = &self.connections[fd]
+        if self.listeners[c.listener].http:
+            return self.judge_http(fd, bytes, have)
+        verdict = read_head(bytes, have, self.buffer_size, &facts)
+        if verdict == NEED_MORE:
+            return True
+        if verdict == COMPLETE and facts.modifier1 == 100:
+            self.answer(fd, b"\x64\x00\x00\x01")  # uWSGI's answer to a ping: modifier1 100, no data, modifier2 1
+            return False
+        if verdict == COMPLETE:
+            verdict = read_block(bytes + 4, &facts)
+        if verdict != COMPLETE:
+            self.refuse_packet(fd, verdict, &facts)
+            return False
+        c.content_length = facts.content_length
+        self.admit(fd, bytes, have)
+        return False
+
+    cdef bint judge_http(self, int fd, unsigned char *bytes, size_t have) except -1:
+        """An HTTP head becomes a packet like nginx's, so that workers know one format only."""
+        cdef Connection *c = &self.connections[fd]
+        cdef void *end = memmem(bytes, have, b"\r\n\r\n", 4)
+        cdef size_t size
+        if end == NULL:
+            if have < LARGEST_HTTP_HEAD:
+                return True
+            self.refuse(fd, 431, f"its head has more than {LARGEST_HTTP_HEAD} bytes")
+            return False
+        size = <size_t>(<unsigned char *>end - bytes) + 4
+        try:
+            packet, length = self.read_http_head(PyBytes_FromStringAndSize(<char *>bytes, size), fd, self.buffer_size)
+        except HeadError as error:
+            self.refuse(fd, error.status, str(error))
+            return False
+        c.content_length = length
+        packet += PyBytes_FromStringAndSize(<char *>bytes + size, min(have - size, FIRST_READ))
+        self.admit(fd, <unsigned char *>PyBytes_AS_STRING(packet), PyBytes_GET_SIZE(packet))
+        return False
+
+    cdef int wait_for_head(self, int fd) except -1:
+        cdef Connection *c = &self.connections[fd]
+        cdef uint64_t now = now_ns()
+        if c.state == HEAD:
+            if now - c.accepted_ns > HEAD_TIMEOUTS * self.timeout_ns:
+                self.refuse(fd, 408, "its head took too long")
+                return 0
+            self.unlink(fd)
+        c.state, c.since_ns = HEAD, now
+        self.link(fd)
+        if not c.watched:
+            c.generation += 1
+            self.watch(fd, CLIENT, (<uint64_t>c.generation << 32) | <uint64_t>fd, EPOLLIN)
+            c.watched = True
+        while self.buffered > MAX_BUFFERED:  # let the quietest go
+            self.refuse(self.heads.first, 408, "too many incomplete heads are waiting")
+        return 0
+
+    cdef int keep(self, int fd, const unsigned char *bytes, size_t have) except -1:
+        """Copy what was read into a buffer of the connection's own."""
+        cdef Connection *c = &self.connections[fd]
+        c.room = <uint32_t>max(1024, have)
+        c.bytes = <unsigned char *>PyMem_RawMalloc(c.room)
+        if c.bytes == NULL:
+            raise MemoryError
+        memcpy(c.bytes, bytes, have)
+        c.have = <uint32_t>have
+        self.buffered += have
+        self.make_room(fd)
+        return 0
+
+    cdef int make_room(self, int fd) except -1:
+        """Room for at least one more byte, never more than the largest head needs."""
+        cdef Connection *c = &self.connections[fd]
+        cdef unsigned char *larger
+        cdef uint32_t room
+        if c.room > c.have:
+            return 0
+        room = min(2 * c.room, MOST_READ) if c.room < MOST_READ else c.room + FIRST_READ
+        larger = <unsigned char *>PyMem_RawRealloc(c.bytes, room)
+        if larger == NULL:
+            raise MemoryError
+        c.bytes, c.room = larger, room
+        return 0
+
+    # ---- 3 queue ----
+
+    cdef int admit(self, int fd, unsigned char *bytes, size_t have) except -1:
+        """A complete request: push it if a core is idle and nobody waits, else queue it."""
+        cdef Connection *c = &self.connections[fd]
+        cdef int core
+        if c.state == HEAD:
+            self.unlink(fd)
+            self.buffered -= c.have
+            c.state = CLOSED
+        if c.watched:  # the worker is about to hold a copy, and epoll would go on watching through that
+            epoll_ctl(self.epoll, EPOLL_CTL_DEL, fd, NULL)
+            c.watched = False
+        if self.queue.length == 0:
+            core = self.choose_core()
+            if core >= 0 and self.push(core, fd, bytes, have):
+                return 0
+        if self.queue.length >= self.waiting_limit:
+            self.forget_bytes(c)
+            self.refuse(fd, 503, f"{self.queue.length} requests are waiting already (listen = {self.waiting_limit})")
+            return 0
+        if c.bytes == NULL or bytes < c.bytes or bytes >= c.bytes + c.room:
+            self.forget_bytes(c)
+            c.bytes = <unsigned char *>PyMem_RawMalloc(have)
+            if c.bytes == NULL:
+                raise MemoryError
+            memcpy(c.bytes, bytes, have)
+            c.room = <uint32_t>have
+        c.have = <uint32_t>have
+        c.state, c.since_ns = QUEUED, now_ns()
+        self.link(fd)
+        self.n_queued += 1
+        return 0
+
+    cdef void forget_bytes(self, Connection *c):
+        PyMem_RawFree(c.bytes)
+        c.bytes = NULL
+        c.have = c.room = 0
+
+    cdef int pump(self) except -1:
+        """While somebody waits and a core is idle: oldest first, except those who have left."""
+        cdef int fd, core
+        cdef Connection *c
+        cdef Listener *listener
+        while self.queue.length:
+            core = self.choose_core()
+            if core < 0:
+                return 0
+            fd = self.queue.first
+            c = &self.connections[fd]
+            listener = &self.listeners[c.listener]
+            if client_left(fd, not listener.local and not listener.http):
+                self.n_clients_gone += 1
+                self.drop(fd)
+                continue
+            if not self.push(core, fd, c.bytes, c.have):
+                continue  # the core was no good and has been taken out; the request is still first
+        return 0
+
+    # ---- 4 push ----
+
+    cdef int choose_core(self):
+        """The idle core that should get the next request, or -1. See the theory of operation."""
+        cdef int rank, process, core
+        if self.idle_cores == 0:
+            return -1
+        for rank in range(self.threads):
+            process = self.rank_first[rank]
+            if process >= 0:
+                for core in range(process * self.threads, (process + 1) * self.threads):
+                    if self.cores[core].state == IDLE:
+                        return core
+        return -1
+
+    cdef bint push(self, int core, int fd, unsigned char *bytes, size_t have) except -1:
+        """Send the request to the core. False: it couldn't take it, and won't be asked again for now."""
+        cdef Core *k = &self.cores[core]
+        cdef Connection *c = &self.connections[fd]
+        cdef MessageHead head
+        cdef iovec pieces[2]
+        cdef size_t block = bytes[1] | (<size_t>bytes[2] << 8)
+        cdef size_t body = have - 4 - block
+        if c.content_length < <int64_t>body:  # what comes after the body is nobody's request
+            body = <size_t>c.content_length if c.content_length > 0 else 0
+        head.kind, head.seq, head.accepted_ns = MESSAGE_REQUEST, k.seq + 1, c.accepted_ns
+        head.flags = (FLAG_TRUSTED if c.trusted else 0) | (FLAG_HTTP if self.listeners[c.listener].http else 0)
+        head.vars_bytes, head.body_bytes, head.content_length = <uint32_t>block, <uint32_t>body, c.content_length
+        head.modifier1, head.modifier2, head.listener = bytes[0], bytes[3], c.listener
+        pieces[0].iov_base, pieces[0].iov_len = &head, sizeof(MessageHead)
+        pieces[1].iov_base, pieces[1].iov_len = bytes + 4, block + body
+        if send_message(k.channel, pieces, 2, fd) < 0:
+            return self.push_failed(core, errno)
+        k.seq += 1
+        k.client, k.pushed_ns = fd, now_ns()
+        self.set_core(core, BUSY)
+        if c.state == QUEUED:
+            self.unlink(fd)
+        self.forget_bytes(c)
+        c.state, c.core = RUNNING, core
+        self.running += 1
+        self.n_pushed += 1
+        return True
+
+    cdef bint push_failed(self, int core, int error) except -1:
+        """The kernel refused the message. The core counts as busy until it has answered an empty one."""
+        if error == ETOOMANYREFS:  # too many descriptors in flight (RLIMIT_NOFILE): none of the core's doing
+            self.events.push_refused(core, strerror(error).decode())
+        self.set_core(core, BUSY)
+        self.ask_for_report(core)
+        return False
+
+    cdef void ask_for_report(self, int core):
+        """A NOP: when its `done` comes back, the core is alive and idle."""
+        cdef MessageHead head
+        cdef iovec piece
+        memset(&head, 0, sizeof(MessageHead))
+        head.kind, head.seq = MESSAGE_NOP, self.cores[core].seq + 1
+        piece.iov_base, piece.iov_len = &head, sizeof(MessageHead)
+        if send_message(self.cores[core].channel, &piece, 1, -1) >= 0:
+            self.cores[core].seq += 1
+
+    # ---- 6 finish ----
+
+    cdef int collect_finished(self) except -1:
+        """Take the finished bits; free those cores, close or drain their clients, and feed the queue."""
+        cdef uint64_t *bitmap = board_bitmap(self.board)
+        cdef uint64_t bits
+        cdef int word, bit
+        cdef bint any = False
+        for word in range((self.core_count + 63) // 64):
+            if load_acquire(&bitmap[word]) == 0:
+                continue
+            bits = exchange_u64(&bitmap[word], 0)
+            while bits:
+                # Highest first, so that the lowest slot is the warmest afterwards.
+                bit = 63 - leading_zeros(bits)
+                bits &= ~(1ULL << bit)
+                if word * 64 + bit < self.core_count:
+                    self.finish(word * 64 + bit)
+                    any = True
+        if any and self.queue.length:
+            self.pump()
+        return 0
+
+    cdef int finish(self, int core) except -1:
+        cdef Core *k = &self.cores[core]
+        cdef Slot *slot = board_slot(self.board, core)
+        cdef int fd = k.client
+        cdef uint32_t outcome
+        if k.state not in (BUSY, LEAVING) or load_acquire(&slot.done) != k.seq:
+            return 0  # a claim about a request that we didn't give: a stale bit, or the application's scribbling
+        outcome = slot.outcome
+        if fd >= 0:
+            k.client = -1
+            self.running -= 1
+            if outcome & OUTCOME_LINGER:
+                self.linger(fd)
+            else:
+                self.drop(fd)
+        if slot.log_head - slot.log_tail > RING_BYTES // 2:
+            self.take_ring(core)
+        if k.state == LEAVING:
+            self.send_away(core)
+        else:
+            self.set_core(core, IDLE)
+        return 0
+
+    cdef int linger(self, int fd) except -1:
+        """The answer is out: half-close, then read and discard until the client closes (bounded by tick)."""
+        cdef Connection *c = &self.connections[fd]
+        shutdown(fd, SHUT_WR)
+        c.state, c.core, c.since_ns = LINGER, -1, now_ns()
+        c.accepted_ns = c.since_ns  # from here it means: lingering since
+        self.link(fd)
+        if not c.watched:
+            c.generation += 1
+            self.watch(fd, CLIENT, (<uint64_t>c.generation << 32) | <uint64_t>fd, EPOLLIN)
+            c.watched = True
+        return 0
+
+    cdef int discard(self, int fd) except -1:
+        cdef Connection *c = &self.connections[fd]
+        cdef ssize_t n
+        cdef int i
+        for i in range(DISCARD_READS):
+            n = recv(fd, self.scratch, MESSAGE_MAX_BYTES, MSG_DONTWAIT)
+            if n < 0 and errno in (EAGAIN, EINTR):
+                break
+            if n <= 0:
+                self.drop(fd)
+                return 0
+        self.unlink(fd)
+        c.since_ns = now_ns()
+        self.link(fd)
+        return 0
+
+    cdef void drop(self, int fd):
+        """Close, whatever the state."""
+        cdef Connection *c = &self.connections[fd]
+        if c.state in (HEAD, QUEUED, LINGER):
+            self.unlink(fd)
+        if c.state == HEAD:
+            self.buffered -= c.have
+        if c.watched:
+            epoll_ctl(self.epoll, EPOLL_CTL_DEL, fd, NULL)
+            c.watched = False
+        self.forget_bytes(c)
+        c.state, c.core = CLOSED, -1
+        c.generation += 1
+        close(fd)
+
+    # ---- answers of the master's own ----
+
+    cdef int refuse_packet(self, int fd, Verdict verdict, Facts *facts) except -1:
+        error = packet_error(verdict, facts.offset, facts.found, self.buffer_size)
+        if verdict == TLS_HELLO:  # whatever we say, a TLS client can't read it
+            self.events.request_refused(self.names[self.connections[fd].listener], "TlsHello", 0, str(error))
+            self.drop(fd)
+            return 0
+        return self.refuse(fd, error.status, str(error), type(error).__name__)
+
+    cdef int refuse(self, int fd, int status, str why, str kind=None) except -1:
+        """Answer `status`; the log says why, once in a while for each kind."""
+        self.n_refused += 1
+        self.events.request_refused(self.names[self.connections[fd].listener], kind or str(status), status, why)
+        reason = ANSWERS[status]
+        body = b"%d %s\n" % (status, reason)
+        retry = b"Retry-After: 1\r\n" if status == 503 else b""
+        self.answer(fd, b"HTTP/1.1 %d %s\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n%sConnection: close\r\n\r\n%s"
+                    % (status, reason, len(body), retry, body))
+        return 0
+
+    cdef int answer(self, int fd, bytes text) except -1:
+        """A few hundred bytes always fit a fresh socket's buffer; a client that can't even take those is dropped."""
+        cdef Connection *c = &self.connections[fd]
+        cdef ssize_t n = send(fd, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text), MSG_DONTWAIT | MSG_NOSIGNAL)
+        self.n_answered += 1
+        if c.state in (HEAD, QUEUED):
+            self.unlink(fd)
+            if c.state == HEAD:
+                self.buffered -= c.have
+            c.state = CLOSED
+        self.forget_bytes(c)
+        if n < 0:
+            self.drop(fd)
+        else:
+            self.linger(fd)
+        return 0
+
+    # ---- cores: what the master tells us ----
+
+    def add_core(self, int core, int channel, int far):
+        """A worker is being forked; it will say READY on this channel. Takes both descriptors over."""
+        cdef Core *k = &self.cores[core]
+        if k.state != ABSENT:
+            raise ValueError(f"core {core} has a worker already")
+        cdef Slot *slot = board_slot(self.board, core)
+        memset(slot, 0, sizeof(Slot))
+        k.channel, k.far, k.client, k.seq = channel, far, -1, 0
+        k.state = STARTING
+        self.watch(channel, CHANNEL, core, EPOLLIN)
+
+    def remove_core(self, int core):
+        """The worker is dead. What it hadn't begun goes to another core, what it had is answered or cut."""
+        cdef Core *k = &self.cores[core]
+        cdef Slot *slot = board_slot(self.board, core)
+        cdef int fd
+        if k.state == ABSENT:
+            return
+        self.collect_finished()  # it may have finished before it died
+        self.take_ring(core)
+        self.take_back(core)
+        fd = k.client
+        self.set_core(core, ABSENT)
+        close(k.channel)  # leaves the epoll with it: nobody else holds our end
+        close(k.far)
+        k.channel = k.far = k.client = -1
+        if fd >= 0:
+            self.running -= 1
+            if load_acquire(&slot.sent) >= k.seq:
+                reset_on_close(fd)
+                self.drop(fd)
+            else:
+                self.refuse(fd, 502, "its worker died")
+        self.pump()
+        self.ask_for_ring()
+
+    def retire_core(self, int core):
+        """Send the core away: now if it is idle, else after its request."""
+        cdef Core *k = &self.cores[core]
+        if k.state in (IDLE, STARTING):
+            self.set_core(core, LEAVING)
+            self.send_away(core)
+        elif k.state == BUSY:
+            self.set_core(core, LEAVING)
+        self.ask_for_ring()
+
+    cdef int send_away(self, int core) except -1:
+        cdef MessageHead head
+        cdef iovec piece
+        memset(&head, 0, sizeof(MessageHead))
+        head.kind = MESSAGE_RETIRE
+        piece.iov_base, piece.iov_len = &head, sizeof(MessageHead)
+        send_message(self.cores[core].channel, &piece, 1, -1)
+        return 0
+
+    cdef int read_channel(self, int core) except -1:
+        """READY, or a request that arrived without its descriptor."""
+        cdef MessageHead *head = <MessageHead *>self.scratch
+        cdef int fd
+        cdef ssize_t n = receive_message(self.cores[core].channel, self.scratch, MESSAGE_MAX_BYTES, MSG_DONTWAIT, &fd)
+        if fd >= 0:
+            close(fd)
+        if n < <ssize_t>sizeof(MessageHead):
+            return 0
+        if head.kind == MESSAGE_READY and self.cores[core].state == STARTING:
+            self.set_core(core, IDLE)
+            self.events.core_ready(core)
+            self.pump()
+        elif head.kind == MESSAGE_RETURNED and self.cores[core].client >= 0 and head.seq == self.cores[core].seq:
+            self.requeue(core, self.scratch, n)
+            self.events.descriptor_lost(core)
+            self.ask_for_report(core)
+        return 0
+
+    def take_back(self, int core):
+        """Read back the request that the core hasn't begun, if there is one, and queue it first. True if so.
+
+        The kernel gives a message to exactly one reader, so the request runs once, whatever the worker does
+        meanwhile. Afterwards the core counts as busy until it has answered a NOP.
+        """
+        cdef Core *k = &self.cores[core]
+        cdef MessageHead *head = <MessageHead *>self.scratch
+        cdef bint found = False
+        cdef int fd
+        cdef ssize_t n
+        while k.far >= 0:
+            n = receive_message(k.far, self.scratch, MESSAGE_MAX_BYTES, MSG_DONTWAIT, &fd)
+            if n < 0:
+                break
+            if fd >= 0:
+                close(fd)  # the copy that was in the channel; ours is the connection's
+            if head.kind == MESSAGE_REQUEST and k.client >= 0 and head.seq == k.seq:
+                self.requeue(core, self.scratch, n)
+                self.n_taken_back += 1
+                found = True
+        if found:
+            self.ask_for_report(core)
+            self.pump()
+        return found
+
+    cdef int requeue(self, int core, unsigned char *message, size_t size) except -1:
+        """The message's request waits again, before all others."""
+        cdef MessageHead *head = <MessageHead *>message
+        cdef Core *k = &self.cores[core]
+        cdef int fd = k.client
+        cdef Connection *c = &self.connections[fd]
+        cdef size_t payload = size - sizeof(MessageHead)
+        if head.vars_bytes > payload or head.vars_bytes > 65535:
+            raise ValueError("a message of ours came back changed")
+        c.bytes = <unsigned char *>PyMem_RawMalloc(4 + payload)
+        if c.bytes == NULL:
+            raise MemoryError
+        c.bytes[0], c.bytes[3] = head.modifier1, head.modifier2
+        c.bytes[1], c.bytes[2] = <uint8_t>(head.vars_bytes & 0xFF), <uint8_t>(head.vars_bytes >> 8)
+        memcpy(c.bytes + 4, message + sizeof(MessageHead), payload)
+        c.have = c.room = <uint32_t>(4 + payload)
+        k.client = -1
+        self.running -= 1
+        c.state, c.core = QUEUED, -1
+        self.link_first(fd)
+        return 0
+
+    def not_begun(self, double seconds):
+        """The cores that got a request at least this long ago and haven't begun it: stopped, or starved."""
+        cdef uint64_t now = now_ns(), limit = <uint64_t>(seconds * 1e9)
+        return [core for core in range(self.core_count)
+                if self.cores[core].client >= 0 and now - self.cores[core].pushed_ns >= limit
+                and load_acquire(&board_slot(self.board, core).taken) < self.cores[core].seq]
+
+    cdef void set_core(self, int core, int state):
+        """The one door for a core's state: keeps the counts and the ranks in step."""
+        cdef Core *k = &self.cores[core]
+        cdef Process *p = &self.processes[k.process]
+        cdef int was = k.state
+        if was == state:
+            return
+        self.unrank(k.process)
+        p.idle += (state == IDLE) - (was == IDLE)
+        # A core that leaves is still in its request; for the choice only the process's other cores count.
+        p.running += (state == BUSY) - (was == BUSY)
+        self.idle_cores += (state == IDLE) - (was == IDLE)
+        self.leaving_cores += (state == LEAVING) - (was == LEAVING)
+        k.state = state
+        self.rank(k.process)
+
+    cdef void rank(self, int process):
+        cdef Process *p = &self.processes[process]
+        cdef int r = p.running
+        if p.idle == 0:
+            return
+        if self.even:
+            p.previous, p.next = self.rank_last[r], -1
+        else:
+            p.previous, p.next = -1, self.rank_first[r]
+        if p.previous >= 0:
+            self.processes[p.previous].next = process
+        else:
+            self.rank_first[r] = process
+        if p.next >= 0:
+            self.processes[p.next].previous = process
+        else:
+            self.rank_last[r] = process
+
+    cdef void unrank(self, int process):
+        cdef Process *p = &self.processes[process]
+        cdef int r = p.running
+        if p.idle == 0:
+            return
+        if p.previous >= 0:
+            self.processes[p.previous].next = p.next
+        else:
+            self.rank_first[r] = p.next
+        if p.next >= 0:
+            self.processes[p.next].previous = p.previous
+        else:
+            self.rank_last[r] = p.previous
+
+    # ---- the lists of connections ----
+
+    cdef Chain *chain(self, int state):
+        return &self.heads if state == HEAD else &self.queue if state == QUEUED else &self.lingerers
+
+    cdef void link(self, int fd):
+        """Append to the list of its state."""
+        cdef Connection *c = &self.connections[fd]
+        cdef Chain *chain = self.chain(c.state)
+        c.previous, c.next = chain.last, -1
+        if chain.last >= 0:
+            self.connections[chain.last].next = fd
+        else:
+            chain.first = fd
+        chain.last = fd
+        chain.length += 1
+
+    cdef void link_first(self, int fd):
+        cdef Connection *c = &self.connections[fd]
+        cdef Chain *chain = self.chain(c.state)
+        c.previous, c.next = -1, chain.first
+        if chain.first >= 0:
+            self.connections[chain.first].previous = fd
+        else:
+            chain.last = fd
+        chain.first = fd
+        chain.length += 1
+
+    cdef void unlink(self, int fd):
+        cdef Connection *c = &self.connections[fd]
+        cdef Chain *chain = self.chain(c.state)
+        if c.previous >= 0:
+            self.connections[c.previous].next = c.next
+        else:
+            chain.first = c.next
+        if c.next >= 0:
+            self.connections[c.next].previous = c.previous
+        else:
+            chain.last = c.previous
+        chain.length -= 1
+
+    # ---- the tick: only while there is something to watch over ----
+
+    def tick(self):
+        """Every tenth of a second while anything is open: timeouts, finished cores that nobody asked about.
+
+        Returns whether another tick is wanted.
+        """
+        cdef uint64_t now = now_ns()
+        self.collect_finished()
+        if self.paused:
+            self.paused = False
+            self.set_listeners(EPOLLIN)
+            self.events.accepting_resumed()
+        while self.heads.length and now - self.connections[self.heads.first].since_ns > self.timeout_ns:
+            self.time_out_head(self.heads.first)
+        while self.lingerers.length and now - self.connections[self.lingerers.first].since_ns > self.timeout_ns:
+            self.drop(self.lingerers.first)
+        cdef int fd = self.lingerers.first, following
+        while fd >= 0:  # those who keep sending
+            following = self.connections[fd].next
+            if now - self.connections[fd].accepted_ns > LINGER_NS:
+                self.drop(fd)
+            fd = following
+        self.ask_for_ring()
+        self.ticking = bool(self.running or self.heads.length or self.lingerers.length or self.paused)
+        return self.ticking
+
+    cdef int time_out_head(self, int fd) except -1:
+        """Silence from the beginning is a port probe and gets silence; half a head gets an answer."""
+        if self.connections[fd].have == 0:
+            self.drop(fd)
+            return 0
+        return self.refuse(fd, 408, "its head stayed incomplete for socket-timeout")
+
+    # ---- log rings ----
+
+    def take_logs(self):
+        """Hand the rings' lines to the events object; True if there were any."""
+        cdef int core
+        cdef bint any = False
+        for core in range(self.core_count):
+            if board_slot(self.board, core).log_head != board_slot(self.board, core).log_tail:
+                self.take_ring(core)
+                any = True
+        return any
+
+    cdef int take_ring(self, int core) except -1:
+        cdef Slot *slot = board_slot(self.board, core)
+        cdef const unsigned char *ring = board_ring(self.board, core)
+        cdef uint64_t head = load_acquire(&slot.log_head), tail = slot.log_tail
+        cdef size_t start = tail % RING_BYTES, size = <size_t>(head - tail), first
+        if head == tail:
+            return 0
+        if head < tail or size > RING_BYTES:  # scribbled over: nothing in it can be believed
+            slot.log_tail = head
+            return 0
+        first = min(size, RING_BYTES - start)
+        lines = PyBytes_FromStringAndSize(<const char *>ring + start, first)
+        if size > first:
+            lines += PyBytes_FromStringAndSize(<const char *>ring, size - first)
+        store_release(&slot.log_tail, head)
+        self.events.request_lines(lines)
+        return 0
+
+    # ---- what the master asks ----
+
+    @property
+    def counters(self):
+        """Since the start: connections accepted, requests pushed, queued, refused, taken back; clients gone."""
+        return {"accepted": self.n_accepted, "pushed": self.n_pushed, "queued": self.n_queued,
+                "refused": self.n_refused, "taken_back": self.n_taken_back, "clients_gone": self.n_clients_gone,
+                "answered": self.n_answered}
+
+    @property
+    def waiting(self):
+        """Requests in the queue."""
+        return self.queue.length
+
+    @property
+    def reading(self):
+        """Connections whose head isn't complete."""
+        return self.heads.length
+
+    @property
+    def in_progress(self):
+        """Requests that a core has."""
+        return self.running
+
+    @property
+    def draining(self):
+        """Answered connections that are read to their end."""
+        return self.lingerers.length
+
+    @property
+    def idle(self):
+        """Idle cores."""
+        return self.idle_cores
+
+    def refuse_waiting(self):
+        """A fast stop: 503 to all who wait; close those who haven't said what they want."""
+        while self.queue.length:
+            self.refuse(self.queue.first, 503, "the server is stopping")
+        while self.heads.length:
+            self.drop(self.heads.first)
+
+    def board_counters(self, int core):
+        """A slot's figures, as the worker claims them."""
+        cdef Slot *s = board_slot(self.board, core)
+        return {"requests": s.requests, "exceptions": s.exceptions, "running_us": s.running_us, "tid": s.tid,
+                "sent_bytes": s.sent_bytes, "read_errors": s.read_errors, "write_errors": s.write_errors,
+                "clients_gone": s.clients_gone, "log_dropped": s.log_dropped, "taken": s.taken, "done": s.done}
+
+
+cdef extern from * nogil:
+    """
+    #define leading_zeros(x) __builtin_clzll(x)
+    """
+    int leading_zeros(uint64_t x)
+
+
+cdef void clear(Chain *chain):
+    chain.first = chain.last = -1
+    chain.length = 0
+
+
+cdef NetworkRule *network_rules(networks, int *count) except? NULL:
+    """IPv4Network and IPv6Network objects as 16-byte prefixes."""
+    cdef NetworkRule *rules = NULL
+    cdef int i
+    count[0] = len(networks)
+    if not networks:
+        return NULL
+    rules = <NetworkRule *>PyMem_RawCalloc(len(networks), sizeof(NetworkRule))
+    if rules == NULL:
+        raise MemoryError
+    for i, network in enumerate(networks):
+        packed = network.network_address.packed
+        rules[i].bits = network.prefixlen + (96 if len(packed) == 4 else 0)
+        packed = (bytes(10) + b"\xff\xff" + packed) if len(packed) == 4 else packed
+        memcpy(rules[i].network, PyBytes_AS_STRING(packed), 16)
+    return rules
+
+
+cdef bint matches(NetworkRule *rules, int count, const unsigned char *address):
+    cdef int i
+    for i in range(count):
+        if in_network(address, rules[i].network, rules[i].bits):
+            return True
+    return False
+
+
+cdef bint is_loopback(const unsigned char *address):
+    cdef const unsigned char *mapped = b"\0\0\0\0\0\0\0\0\0\0\xff\xff"
+    cdef const unsigned char *one = b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\1"
+    return in_network(address, one, 128) or (in_network(address, mapped, 96) and address[12] == 127)

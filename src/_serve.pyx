@@ -1,0 +1,947 @@
+"""The worker's side of a request's way: take, environ, application, answer, account.
+
+Theory of operation
+
+A core waits in recvmsg on its channel. A request is one message: the variable block, the first body bytes, and the
+client's descriptor. The core builds the environ from the block, calls the application, and sends head and
+first chunk in one system call straight to the client. Then it half-closes and closes its copy of the descriptor
+(the master keeps one until it sees `done`), writes the request line into its ring and its figures into its slot, and
+waits again: no other system call is on this way.
+
+The client's descriptor is non-blocking. Every wait (body, writing) is a poll of `socket-timeout`, so a slow client is
+kept as long as bytes move, and signals reach Python's handlers in between. The GIL is released around
+every call that can wait.
+
+What an application does wrong becomes an exception where it does it (start_response, write, iteration), so that its
+traceback names the place; what reaches us unhandled is a 500 before the head went out, and a cut connection
+after it.
+
+Runs in: the worker, one Core per thread.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.dict cimport PyDict_Copy, PyDict_SetItem
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF, Py_XDECREF
+from libc.errno cimport EAGAIN, EINTR, ETIMEDOUT, errno
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memchr, memcmp, memcpy, memset
+
+from wsgimaster._layout cimport *
+
+import io
+import os
+import sys
+import tempfile
+from http import HTTPStatus
+from stat import S_ISREG
+from urllib.parse import unquote_to_bytes
+
+cdef extern from * nogil:
+    """
+    #include <errno.h>
+    #include <poll.h>
+    #include <stdarg.h>
+    #include <stdio.h>
+    #include <sys/eventfd.h>
+    #include <sys/sendfile.h>
+    #include <sys/syscall.h>
+
+    static int wait_for(int fd, short what, int timeout_ms) {
+        struct pollfd p = { fd, what, 0 };
+        int n = poll(&p, 1, timeout_ms);
+        if (n == 0) errno = ETIMEDOUT;
+        return n;
+    }
+
+    /* Send what the pieces hold, as far as it goes without waiting. Advances them; bytes sent, or -1 with errno. */
+    static ssize_t send_pieces(int fd, struct iovec *pieces, int count, int flags) {
+        struct msghdr message = { .msg_iov = pieces, .msg_iovlen = count };
+        ssize_t n = sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT | flags), left = n;
+        for (int i = 0; i < count && left > 0; i++) {
+            size_t step = (size_t)left < pieces[i].iov_len ? (size_t)left : pieces[i].iov_len;
+            pieces[i].iov_base = (char *)pieces[i].iov_base + step;
+            pieces[i].iov_len -= step;
+            left -= (ssize_t)step;
+        }
+        return n;
+    }
+
+    static void reset_on_close(int fd) {
+        struct linger now = { 1, 0 };
+        setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+    }
+    static uint32_t thread_id(void) { return (uint32_t)syscall(SYS_gettid); }
+
+    /* Append to a line; never beyond `end`. */
+    static char *put(char *at, char *end, const char *format, ...) {
+        va_list values;
+        va_start(values, format);
+        int n = vsnprintf(at, (size_t)(end - at), format, values);
+        va_end(values);
+        return n < 0 ? at : n < end - at ? at + n : end;
+    }
+
+    /* "Sat Nov 21 10:29:35 2026", for the second `t`; buffer of 26. */
+    static void write_ctime(time_t t, char *buffer) {
+        struct tm parts;
+        localtime_r(&t, &parts);
+        strftime(buffer, 26, "%a %b %e %H:%M:%S %Y", &parts);
+    }
+    """
+    int wait_for(int fd, short what, int timeout_ms)
+    ssize_t send_pieces(int fd, iovec *pieces, int count, int flags)
+    ssize_t recv(int fd, void *bytes, size_t size, int flags)
+    ssize_t sendfile(int to, int source, int64_t *offset, size_t size)
+    int shutdown(int fd, int how)
+    int close(int fd)
+    int eventfd_write(int fd, uint64_t value)
+    void reset_on_close(int fd)
+    uint32_t thread_id()
+    char *put(char *at, char *end, const char *format, ...)
+    void write_ctime(long t, char *buffer)
+    long c_time "time"(long *t)
+    enum:
+        POLLIN
+        POLLOUT
+        SHUT_WR
+        MSG_MORE
+
+cdef extern from "Python.h":
+    object PyUnicode_DecodeLatin1(const char *bytes, Py_ssize_t size, const char *errors)
+    int PyUnicode_KIND(object text)
+    const unsigned char *PyUnicode_1BYTE_DATA(object text)
+    Py_ssize_t PyUnicode_GET_LENGTH(object text)
+    enum:
+        PyUnicode_1BYTE_KIND
+
+cdef enum:
+    HEAD_BYTES = 65536          # uWSGI's response-headers-limit
+    KEYS = 512                  # interned variable names per core; a power of two
+    FIRST_PIECE = 262144        # read(n) allocates this much at first, since CONTENT_LENGTH is only a claim
+    LINE_BYTES = 65536          # readline's reads
+    LOG_LINE_BYTES = 4096       # uWSGI's limit for a request line
+    LOG_TEXT_BYTES = 2048       # of one value in it
+    SENDFILE_BYTES = 0x7ffff000 # the most that Linux sends in one call
+
+REASONS = {str(status.value): f"{status.value} {status.phrase}" for status in HTTPStatus}
+
+
+class ClientDisconnected(OSError):
+    """The client went away, or moved no byte for `socket-timeout`. Nobody's fault here: counted, not logged."""
+
+
+# ---- wsgi.input ----
+
+@cython.final
+cdef class Input:
+    """wsgi.input: the body, read from the client as the application asks for it; ends at CONTENT_LENGTH."""
+
+    cdef int fd
+    cdef int timeout_ms
+    cdef int64_t left        # bytes of the body that are still in the socket
+    cdef int64_t consumed
+    cdef bytes held          # read from the socket, not yet by the application
+    cdef Py_ssize_t at       # where in `held`
+    cdef Slot *slot
+
+    def __init__(self):
+        raise TypeError("made by the server")
+
+    cdef int64_t available(self):
+        return self.left + PyBytes_GET_SIZE(self.held) - self.at
+
+    cdef Py_ssize_t receive(self, char *to, size_t size, object asked) except -1:
+        """At least one byte into `to`."""
+        cdef ssize_t n
+        cdef int ready
+        if self.fd < 0:
+            raise ValueError("wsgi.input was read after its request had ended")
+        while True:
+            n = recv(self.fd, to, size, MSG_DONTWAIT)
+            if n > 0:
+                self.left -= n
+                return n
+            if n < 0 and errno == EAGAIN:
+                with nogil:
+                    ready = wait_for(self.fd, POLLIN, self.timeout_ms)
+                if ready > 0:
+                    continue
+                if ready < 0 and errno == EINTR:
+                    PyErr_CheckSignals()
+                    continue
+                self.slot.read_errors += 1
+                raise ClientDisconnected(ETIMEDOUT, f"timeout during read({asked}) on wsgi.input")
+            if n < 0 and errno == EINTR:
+                PyErr_CheckSignals()
+                continue
+            self.slot.read_errors += 1
+            raise ClientDisconnected(f"error during read({asked}) on wsgi.input")
+
+    cdef bytes take_held(self, Py_ssize_t size):
+        cdef bytes taken
+        if self.at == 0 and size == PyBytes_GET_SIZE(self.held):
+            taken, self.held = self.held, b""
+        else:
+            taken = self.held[self.at:self.at + size]
+            self.at += size
+            if self.at == PyBytes_GET_SIZE(self.held):
+                self.held, self.at = b"", 0
+        self.consumed += size
+        return taken
+
+    def read(self, size=-1):
+        """Up to `size` bytes, fewer only at the body's end; None or a negative size: all that is left."""
+        cdef int64_t wanted = -1 if size is None else size
+        cdef int64_t limit = self.available()
+        if wanted < 0 or wanted > limit:
+            wanted = limit
+        if wanted == 0:
+            return b""
+        cdef Py_ssize_t held = PyBytes_GET_SIZE(self.held) - self.at
+        if wanted <= held:
+            return self.take_held(wanted)
+        cdef Py_ssize_t room = <Py_ssize_t>min(wanted, max(FIRST_PIECE, 2 * held)), have = held
+        cdef bytes result = PyBytes_FromStringAndSize(NULL, room)
+        cdef bytes larger
+        memcpy(PyBytes_AS_STRING(result), PyBytes_AS_STRING(self.held) + self.at, held)
+        self.held, self.at = b"", 0
+        while have < wanted:
+            if have == room:
+                room = <Py_ssize_t>min(wanted, 2 * room)
+                larger = PyBytes_FromStringAndSize(NULL, room)
+                memcpy(PyBytes_AS_STRING(larger), PyBytes_AS_STRING(result), have)
+                result = larger
+            have += self.receive(PyBytes_AS_STRING(result) + have, room - have, wanted)
+        self.consumed += wanted
+        return result
+
+    def readline(self, size=-1):
+        """One line with its LF, or up to `size` bytes of it."""
+        cdef int64_t limit = -1 if size is None else size
+        cdef list pieces = []
+        cdef Py_ssize_t length = 0, span
+        cdef const char *start
+        cdef const char *found
+        if limit < 0 or limit > self.available():
+            limit = self.available()
+        while length < limit:
+            if self.at == PyBytes_GET_SIZE(self.held):
+                self.fill(limit)
+            start = PyBytes_AS_STRING(self.held) + self.at
+            span = <Py_ssize_t>min(PyBytes_GET_SIZE(self.held) - self.at, limit - length)
+            found = <const char *>memchr(start, c"\n", span)
+            if found != NULL:
+                pieces.append(self.take_held(found - start + 1))
+                break
+            pieces.append(self.take_held(span))
+            length += span
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    cdef int fill(self, object asked) except -1:
+        cdef Py_ssize_t room = <Py_ssize_t>min(self.left, LINE_BYTES)
+        cdef bytes piece = PyBytes_FromStringAndSize(NULL, room)
+        cdef Py_ssize_t n = self.receive(PyBytes_AS_STRING(piece), room, asked)
+        self.held, self.at = piece[:n] if n < room else piece, 0
+        return 0
+
+    def readlines(self, hint=-1):
+        """The lines that are left; no further ones once their sizes reach `hint` bytes."""
+        cdef list lines = []
+        cdef int64_t limit = -1 if hint is None else hint, total = 0
+        while True:
+            line = self.readline()
+            if not line:
+                return lines
+            lines.append(line)
+            total += len(line)
+            if 0 < limit <= total:
+                return lines
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        line = self.readline()
+        if not line:
+            raise StopIteration
+        return line
+
+    def tell(self):
+        """Bytes that the application has read."""
+        return self.consumed
+
+    def fileno(self):
+        """The client's socket, as under uWSGI."""
+        return self.fd
+
+    def close(self):
+        """Nothing: the body ends with the request."""
+
+
+cdef Input make_input(int fd, int timeout_ms, int64_t length, bytes held, Slot *slot):
+    cdef Input body = Input.__new__(Input)
+    body.fd, body.timeout_ms, body.slot = fd, timeout_ms, slot
+    body.held, body.at, body.consumed = held, 0, 0
+    body.left = max(0, length - len(held))
+    return body
+
+
+# ---- wsgi.file_wrapper ----
+
+cdef class FileWrapper:
+    """wsgi.file_wrapper: returned to the server as it is, a real file goes out through sendfile."""
+
+    cdef readonly object filelike
+    cdef readonly object block_size
+
+    def __init__(self, filelike, block_size=65536):
+        if not hasattr(filelike, "read"):
+            raise AttributeError(f"wsgi.file_wrapper needs an object with read(), got {type(filelike).__name__}")
+        self.filelike, self.block_size = filelike, block_size
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        data = self.filelike.read(self.block_size)
+        if not data:
+            raise StopIteration
+        return data
+
+    def close(self):
+        if hasattr(self.filelike, "close"):
+            self.filelike.close()
+
+
+def sendable(filelike):
+    """(descriptor, offset, bytes to the end) if what read() would give is what the file holds, else None.
+
+    Only objects known to be plain: a GzipFile has a fileno() too, of the compressed file.
+    """
+    if isinstance(filelike, tempfile._TemporaryFileWrapper):
+        filelike = filelike.file
+    if type(filelike) not in (io.BufferedReader, io.BufferedRandom, io.FileIO):
+        return None
+    if type(filelike) is not io.FileIO and type(filelike.raw) is not io.FileIO:
+        return None
+    try:
+        if type(filelike) is io.BufferedRandom:
+            filelike.flush()
+        fd, offset = filelike.fileno(), filelike.tell()
+        status = os.fstat(fd)
+    except (OSError, ValueError):
+        return None
+    if not S_ISREG(status.st_mode):
+        return None
+    return fd, offset, max(0, status.st_size - offset)
+
+
+# ---- one request ----
+
+@cython.final
+@cython.freelist(8)
+cdef class Exchange:
+    """The answer to one request: start_response, write, and what was sent so far."""
+
+    cdef Core core
+    cdef int fd
+    cdef bint http, bodyless      # bodyless: HEAD, 1xx, 204, 304
+    cdef bint head_method
+    cdef bint responded           # start_response was called
+    cdef bint head_sent
+    cdef bint streaming           # more than one piece went out
+    cdef bint finished
+    cdef int status               # for the request line
+    cdef size_t head_bytes        # of Core.head
+    cdef int header_count
+    cdef int64_t length           # Content-Length as the application gave it, or -1
+    cdef int64_t body_sent
+    cdef int64_t surplus          # bytes beyond Content-Length, not sent
+    cdef size_t protocol_bytes    # "HTTP/1.1", in Core.head
+    cdef bint via_sendfile
+    cdef uint64_t seq
+
+    def start_response(self, status, headers, exc_info=None):
+        """PEP 3333. Raises TypeError or ValueError for what must not go on the wire, naming the header."""
+        if exc_info is not None:
+            try:
+                if self.head_sent:
+                    raise exc_info[1].with_traceback(exc_info[2])
+            finally:
+                exc_info = None  # PEP 3333: no circular reference
+        elif self.responded:
+            raise RuntimeError("start_response was called a second time without exc_info (PEP 3333)")
+        if self.finished:
+            raise RuntimeError("start_response was called after the request had ended")
+        self.core.write_head(self, status, headers)
+        self.responded = True
+        return self.write
+
+    def write(self, data):
+        """PEP 3333's imperative way: send now. Raises ClientDisconnected when nobody is there any more."""
+        if self.finished:
+            raise RuntimeError("write was called after the request had ended")
+        self.send_chunk(data)
+
+    cdef int send_chunk(self, object data) except -1:
+        """One piece of the body, and before the first one the head, in one system call."""
+        cdef iovec pieces[2]
+        cdef Py_ssize_t size
+        if type(data) is not bytes:
+            if not isinstance(data, bytes):
+                raise TypeError(f"the body must be bytes (PEP 3333), got {type(data).__name__}: {str(data)[:60]!r}")
+            data = bytes(data)
+        size = PyBytes_GET_SIZE(data)
+        if size == 0:  # PEP 3333: the head waits for the first byte
+            return 0
+        if not self.responded:
+            raise RuntimeError("the application sent a body before it called start_response (PEP 3333)")
+        if self.bodyless:
+            size = 0
+        elif self.length >= 0 and size > self.length - self.body_sent:
+            self.surplus += size - (self.length - self.body_sent)
+            size = self.length - self.body_sent
+        if self.head_sent and size == 0:
+            return 0
+        pieces[0].iov_base, pieces[0].iov_len = self.core.head, 0 if self.head_sent else self.head_bytes
+        pieces[1].iov_base, pieces[1].iov_len = PyBytes_AS_STRING(data), size
+        self.mark_sent()
+        self.send_all(pieces, 2, 0)
+        self.body_sent += size
+        return 0
+
+    cdef void mark_sent(self):
+        """Before the first byte: from here on nobody else may answer this request."""
+        if not self.head_sent:
+            self.head_sent = True
+            store_release(&self.core.slot.sent, self.seq)
+
+    cdef int send_all(self, iovec *pieces, int count, int flags) except -1:
+        cdef ssize_t n
+        cdef int ready
+        while True:
+            with nogil:
+                n = send_pieces(self.fd, pieces, count, flags)
+            if n >= 0:
+                self.core.slot.sent_bytes += n
+                if pieces[0].iov_len == 0 and (count == 1 or pieces[1].iov_len == 0):
+                    return 0
+                continue
+            self.wait_writable()
+        return 0
+
+    cdef int wait_writable(self) except -1:
+        """After a call that failed: wait for room, or raise for a client that is gone or doesn't read."""
+        cdef int ready = 1
+        if errno == EAGAIN:
+            with nogil:
+                ready = wait_for(self.fd, POLLOUT, self.core.timeout_ms)
+            if ready > 0:
+                return 0
+        if errno == EINTR:
+            PyErr_CheckSignals()
+            return 0
+        self.core.slot.write_errors += 1
+        if ready == 0:
+            raise ClientDisconnected(ETIMEDOUT, "the client took no byte for socket-timeout")
+        raise ClientDisconnected(errno, "write error")
+
+    cdef int send_head_alone(self, int flags) except -1:
+        cdef iovec piece
+        if not self.responded:
+            raise RuntimeError("the application returned without calling start_response (PEP 3333)")
+        if not self.head_sent:
+            piece.iov_base, piece.iov_len = self.core.head, self.head_bytes
+            self.mark_sent()
+            self.send_all(&piece, 1, flags)
+        return 0
+
+    cdef int send_result(self, object result) except -1:
+        """What the application returned: a file, bytes (as uWSGI takes them), or an iterable of bytes."""
+        if type(result) is FileWrapper and self.responded and self.send_file(<FileWrapper>result):
+            return 0
+        if type(result) is bytes:
+            self.send_chunk(result)
+        elif type(result) is list and len(<list>result) == 1:  # the most usual answer
+            self.send_chunk((<list>result)[0])
+        else:
+            for chunk in result:
+                self.send_chunk(chunk)
+                if self.bodyless and self.head_sent:
+                    break  # nobody will see the rest
+        self.send_head_alone(0)
+        return 0
+
+    cdef bint send_file(self, FileWrapper wrapper) except -1:
+        """sendfile from the file's position to its end or to Content-Length. False: not such a file."""
+        cdef int source
+        cdef int64_t offset, left
+        cdef ssize_t n
+        cdef size_t step
+        found = sendable(wrapper.filelike)
+        if found is None:
+            return False
+        source, offset, left = found
+        if self.length >= 0:
+            left = min(left, self.length - self.body_sent)
+        if self.bodyless or left <= 0:
+            return False  # the ordinary way sends the head
+        self.send_head_alone(MSG_MORE)
+        self.via_sendfile = True
+        while left > 0:
+            step = <size_t>min(left, SENDFILE_BYTES)
+            with nogil:
+                n = sendfile(self.fd, source, &offset, step)
+            if n < 0:
+                self.wait_writable()
+                continue
+            if n == 0:
+                break  # the file became shorter; complain_of_length says so
+            left -= n
+            self.body_sent += n
+            self.core.slot.sent_bytes += n
+        return True
+
+
+# ---- a core ----
+
+cdef class Core:
+    """One thread of a worker. `serve` runs until the master sends it away or is gone.
+
+    board: the scoreboard's buffer; index: the core's number in it. environ: what every request's environ begins
+    with. log_*: which requests get a line. complain(text): one line to the log. report(method, uri): called inside
+    an except block, logs the traceback.
+    """
+
+    cdef int channel, index, timeout_ms, core_id
+    cdef object memory
+    cdef BoardHead *board
+    cdef Slot *slot
+    cdef unsigned char *ring
+    cdef unsigned char *buffer
+    cdef char *head
+    cdef PyObject *keys[KEYS]
+    cdef dict environ
+    cdef object application, complain, report
+    cdef bint log_all, log_4xx, log_5xx
+    cdef int pid
+    cdef long ctime_second
+    cdef char ctime_text[26]
+
+    def __cinit__(self, int channel, memory, int index, int core_id, application, dict environ, double timeout, *,
+                  bint log_all, bint log_4xx, bint log_5xx, complain, report):
+        cdef unsigned char[::1] view = memory
+        self.channel, self.index, self.core_id = channel, index, core_id
+        self.memory = memory
+        self.board = <BoardHead *>&view[0]
+        if self.board.magic != BOARD_MAGIC or self.board.version != BOARD_VERSION or index >= self.board.cores:
+            raise ValueError("the scoreboard is of another version of wsgimaster")
+        self.slot, self.ring = board_slot(self.board, index), board_ring(self.board, index)
+        self.application, self.environ = application, environ
+        self.timeout_ms = max(1, <int>(timeout * 1000))
+        self.log_all, self.log_4xx, self.log_5xx = log_all, log_4xx, log_5xx
+        self.complain, self.report = complain, report
+        self.pid = os.getpid()
+        self.ctime_second = -1
+        self.buffer = <unsigned char *>PyMem_RawMalloc(MESSAGE_MAX_BYTES)
+        self.head = <char *>PyMem_RawMalloc(HEAD_BYTES)
+        if self.buffer == NULL or self.head == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        cdef int i
+        for i in range(KEYS):
+            Py_XDECREF(self.keys[i])
+        PyMem_RawFree(self.buffer)
+        PyMem_RawFree(self.head)
+
+    def serve(self):
+        """Say READY, then serve until told to leave. Returns when the master is gone as well."""
+        cdef MessageHead *message = <MessageHead *>self.buffer
+        cdef ssize_t n
+        cdef int fd
+        self.slot.tid = thread_id()
+        self.say(MESSAGE_READY, 0, NULL, 0)
+        while True:
+            with nogil:
+                n = receive_message(self.channel, self.buffer, MESSAGE_MAX_BYTES, 0, &fd)
+            if n < 0 and errno == EINTR:
+                PyErr_CheckSignals()
+                continue
+            if n < <ssize_t>sizeof(MessageHead) or message.kind == MESSAGE_RETIRE:
+                return
+            if message.kind == MESSAGE_REQUEST and fd < 0:  # no descriptor was free to receive it
+                self.say(MESSAGE_RETURNED, message.seq, self.buffer + sizeof(MessageHead), n - sizeof(MessageHead))
+                continue
+            self.slot.started_ns = now_ns()
+            store_release(&self.slot.taken, message.seq)
+            self.slot.outcome = 0
+            if message.kind == MESSAGE_REQUEST:
+                self.slot.outcome = self.handle(message, fd)
+            self.finished(message.seq)
+
+    cdef void say(self, int kind, uint64_t seq, void *payload, size_t size):
+        """To the master. RETURNED repeats the request's own head, so that it can be sent again."""
+        cdef MessageHead head
+        cdef iovec pieces[2]
+        if kind == MESSAGE_RETURNED:
+            memcpy(&head, self.buffer, sizeof(MessageHead))
+        else:
+            memset(&head, 0, sizeof(MessageHead))
+        head.kind, head.seq = kind, seq
+        pieces[0].iov_base, pieces[0].iov_len = &head, sizeof(MessageHead)
+        pieces[1].iov_base, pieces[1].iov_len = payload, size
+        send_message(self.channel, pieces, 2, -1)
+
+    cdef void finished(self, uint64_t seq):
+        """Free again: tell the master, and wake it only if it asked for that or has something to do."""
+        store_release(&self.slot.done, seq)
+        or_u64(&board_bitmap(self.board)[self.index // 64], 1ULL << (self.index % 64))
+        if self.slot.outcome:
+            eventfd_write(self.board.doorbell, 1)
+        elif load_seq_u32(&self.board.ring) and exchange_u32(&self.board.ring, 0):
+            eventfd_write(self.board.doorbell, 1)
+
+    cdef uint32_t handle(self, MessageHead *message, int fd):
+        """One request from environ to request line; returns the slot's outcome. Never raises."""
+        cdef dict environ
+        cdef Exchange exchange = Exchange.__new__(Exchange)
+        cdef Input body = None
+        cdef uint32_t outcome
+        exchange.core, exchange.fd, exchange.seq = self, fd, message.seq
+        exchange.http = (message.flags & FLAG_HTTP) != 0
+        exchange.length = -1
+        try:
+            body = make_input(fd, self.timeout_ms, message.content_length, self.first_body(message), self.slot)
+            environ = self.make_environ(message, body)
+            method, uri = environ["REQUEST_METHOD"], environ.get("REQUEST_URI", "")
+            address, user = environ.get("REMOTE_ADDR", ""), environ.get("REMOTE_USER", "")
+            protocol = environ["SERVER_PROTOCOL"]
+            self.begin(exchange, method, protocol)
+            variables = 2 * count_variables(<unsigned char *>message + sizeof(MessageHead), message.vars_bytes)
+            outcome = self.call_application(exchange, environ, method, uri)
+        except BaseException:  # ours, not the application's
+            self.report("?", "?")
+            outcome, method, uri, address, user, protocol, variables = OUTCOME_CUT, "", "", "", "", "", 0
+        exchange.finished = True
+        if outcome == 0 and (exchange.http or (body is not None and body.left > 0)):
+            outcome = OUTCOME_LINGER
+        if outcome == OUTCOME_CUT:
+            reset_on_close(fd)
+        else:
+            shutdown(fd, SHUT_WR)
+        close(fd)
+        if body is not None:
+            body.fd = -1
+        self.account(exchange, message, method, uri, address, user, protocol, variables)
+        return outcome
+
+    cdef uint32_t call_application(self, Exchange exchange, dict environ, str method, str uri) except? 0xFFFF:
+        """The application, its result, close(): everything that runs the application's code."""
+        cdef uint32_t outcome = 0
+        result = None
+        try:
+            try:
+                result = self.application(environ, exchange.start_response)
+                exchange.send_result(result)
+            finally:
+                if result is not None and type(result) is not list and hasattr(result, "close"):
+                    result.close()
+            self.complain_of_length(exchange, method, uri)
+        except ClientDisconnected:
+            self.slot.clients_gone += 1
+            outcome = OUTCOME_CUT
+        except BaseException:  # SystemExit and KeyboardInterrupt too: a request doesn't end the worker
+            self.slot.exceptions += 1
+            self.report(method, uri)
+            outcome = self.send_error(exchange)
+        return outcome
+
+    cdef uint32_t send_error(self, Exchange exchange):
+        """500 if nothing went out yet, else the connection must be seen to be cut."""
+        if exchange.head_sent:
+            return OUTCOME_CUT
+        try:
+            exchange.length, exchange.responded = -1, False
+            self.write_head(exchange, "500 Internal Server Error",
+                            [("Content-Type", "text/plain"), ("Content-Length", "22")])
+            exchange.responded = True
+            exchange.send_chunk(b"Internal Server Error\n")
+        except BaseException:
+            return OUTCOME_CUT
+        return 0
+
+    cdef int complain_of_length(self, Exchange exchange, str method, str uri) except -1:
+        if exchange.bodyless or exchange.length < 0:
+            return 0
+        if exchange.surplus:
+            self.complain(f"{method} {uri}: the body is {exchange.surplus} bytes longer than its Content-Length "
+                          f"({exchange.length}); the surplus was not sent")
+        elif exchange.body_sent < exchange.length:
+            self.complain(f"{method} {uri}: the body ended after {exchange.body_sent} of the {exchange.length} bytes "
+                          f"that Content-Length promised")
+        return 0
+
+    # ---- environ ----
+
+    cdef bytes first_body(self, MessageHead *message):
+        if message.body_bytes == 0:
+            return b""
+        return PyBytes_FromStringAndSize(<char *>message + sizeof(MessageHead) + message.vars_bytes,
+                                         message.body_bytes)
+
+    cdef dict make_environ(self, MessageHead *message, Input body):
+        """Every variable as it came (latin-1), over the base; what PEP 3333 requires is added where it is missing."""
+        cdef dict environ = PyDict_Copy(self.environ)
+        cdef const unsigned char *at = <unsigned char *>message + sizeof(MessageHead)
+        cdef const unsigned char *end = at + message.vars_bytes
+        cdef size_t key_size, value_size
+        while at < end:  # the master has checked the lengths
+            key_size = at[0] | (<size_t>at[1] << 8)
+            value_size = at[2 + key_size] | (<size_t>at[3 + key_size] << 8)
+            PyDict_SetItem(environ, self.key(at + 2, key_size),
+                           PyUnicode_DecodeLatin1(<const char *>at + 4 + key_size, value_size, NULL))
+            at += 4 + key_size + value_size
+        environ["wsgi.input"] = body
+        if "PATH_INFO" not in environ or "SERVER_NAME" not in environ:
+            add_missing(environ)
+        if message.modifier1 == 30:
+            strip_script_name(environ)
+        environ["wsgi.url_scheme"] = url_scheme(environ, (message.flags & FLAG_TRUSTED) != 0,
+                                                (message.flags & FLAG_HTTP) != 0)
+        return environ
+
+    cdef object key(self, const unsigned char *bytes, size_t size):
+        """The interned str of a variable's name, from a small direct-mapped cache."""
+        cdef size_t place = (size * 31 + bytes[0] * 7 + bytes[size // 2] * 17 + bytes[size - 1] * 131) & (KEYS - 1)
+        cdef PyObject *known = self.keys[place]
+        if (known != NULL and <size_t>PyUnicode_GET_LENGTH(<object>known) == size
+                and memcmp(PyUnicode_1BYTE_DATA(<object>known), bytes, size) == 0):
+            return <object>known
+        name = PyUnicode_DecodeLatin1(<const char *>bytes, size, NULL)
+        if size <= 64:  # a longer one isn't worth the memory
+            Py_INCREF(name)
+            Py_XDECREF(known)
+            self.keys[place] = <PyObject *>name
+        return name
+
+    # ---- the head of the answer ----
+
+    cdef int begin(self, Exchange exchange, str method, str protocol) except -1:
+        """The protocol is echoed as uWSGI does, if it is one that an answer can have."""
+        memcpy(self.head, b"HTTP/1.0 " if protocol == "HTTP/1.0" else b"HTTP/1.1 ", 9)
+        exchange.protocol_bytes = 9
+        exchange.head_method = method == "HEAD"
+        return 0
+
+    cdef int write_head(self, Exchange exchange, object status, object headers) except -1:
+        """Check and lay out status line and headers in self.head; nothing is kept of a wrong one."""
+        cdef size_t at = exchange.protocol_bytes
+        cdef bint closes = False
+        cdef int64_t length = -1
+        cdef int count = 0
+        status = checked_status(status)
+        if type(headers) is not list and not isinstance(headers, list):
+            raise TypeError(f"the headers must be a list (PEP 3333), got {type(headers).__name__}")
+        at = self.append(at, status, b"\r\n", 2)
+        for header in <list>headers:
+            if not isinstance(header, tuple) or len(<tuple>header) != 2:
+                raise TypeError(f"a header must be a tuple of two str (PEP 3333), got {header!r:.100}")
+            name, value = <tuple>header
+            check_header(name, value)
+            at = self.append(at, name, b": ", 2)
+            at = self.append(at, value, b"\r\n", 2)
+            count += 1
+            if PyUnicode_GET_LENGTH(name) == 14 and name.lower() == "content-length":
+                length = checked_length(value)
+            elif exchange.http and name.lower() == "connection":
+                closes = True
+        if exchange.http and not closes:
+            at = self.append(at, "Connection: close", b"\r\n", 2)
+        at = self.append(at, "", b"\r\n", 2)
+        exchange.head_bytes, exchange.length, exchange.header_count = at, length, count
+        exchange.status = int(status[:3])
+        exchange.bodyless = exchange.head_method or exchange.status in (204, 304) or exchange.status < 200
+        return 0
+
+    cdef size_t append(self, size_t at, str text, const char *ending, size_t ending_size) except 0:
+        cdef size_t size = <size_t>PyUnicode_GET_LENGTH(text)
+        if at + size + ending_size > HEAD_BYTES:
+            raise ValueError(f"the response's head is larger than {HEAD_BYTES} bytes")
+        memcpy(self.head + at, PyUnicode_1BYTE_DATA(text), size)
+        memcpy(self.head + at + size, ending, ending_size)
+        return at + size + ending_size
+
+    # ---- account ----
+
+    cdef void account(self, Exchange exchange, MessageHead *message, str method, str uri, str address, str user,
+                      str protocol, int variables):
+        cdef uint64_t took_us = (now_ns() - self.slot.started_ns) // 1000
+        cdef int status = exchange.status if exchange.status else 500
+        self.slot.requests += 1
+        self.slot.running_us += took_us
+        cdef uint64_t total = add_u64(&self.board.requests, 1) + 1
+        if (self.log_all or (self.log_4xx and 400 <= status < 500) or (self.log_5xx and 500 <= status < 600)):
+            self.log_line(exchange, message, method, uri, address, user, protocol, variables, took_us, status, total)
+
+    cdef void log_line(self, Exchange exchange, MessageHead *message, str method, str uri, str address, str user,
+                       str protocol, int variables, uint64_t took_us, int status, uint64_t total):
+        """uWSGI's default request line, its values escaped."""
+        cdef char line[LOG_LINE_BYTES]
+        cdef char *at = line
+        cdef char *end = line + LOG_LINE_BYTES
+        cdef long second = c_time(NULL) - <long>(took_us // 1000000)
+        if second != self.ctime_second:
+            write_ctime(second, self.ctime_text)
+            self.ctime_second = second
+        at = put(at, end, b"[pid: %d|app: 0|req: %llu/%llu] ", self.pid, self.slot.requests, total)
+        at = put_text(at, end, address, 64)
+        at = put(at, end, b" (")
+        at = put_text(at, end, user, 128)
+        at = put(at, end, b") {%d vars in %u bytes} [%s] ", variables, message.vars_bytes, self.ctime_text)
+        at = put_text(at, end, method, 64)
+        at = put(at, end, b" ")
+        at = put_text(at, end, uri, LOG_TEXT_BYTES)
+        at = put(at, end, b" => generated %lld bytes in %llu msecs%s(", exchange.body_sent, took_us // 1000,
+                 b" via sendfile() " if exchange.via_sendfile else b" ")
+        at = put_text(at, end, protocol, 64)
+        at = put(at, end, b" %d) %d headers in %zu bytes (1 switches on core %d)\n", status,
+                       exchange.header_count, exchange.head_bytes, self.core_id)
+        line[at - line - 1] = c"\n"  # also when the line was cut
+        self.write_ring(line, at - line)
+
+    cdef void write_ring(self, const char *line, size_t size):
+        """Drop the line when the master hasn't emptied the ring: nobody waits for a log."""
+        cdef uint64_t head = self.slot.log_head
+        cdef size_t start = head % RING_BYTES, first
+        if head - load_acquire(&self.slot.log_tail) + size > RING_BYTES:
+            self.slot.log_dropped += 1
+            return
+        first = min(size, RING_BYTES - start)
+        memcpy(self.ring + start, line, first)
+        memcpy(self.ring, line + first, size - first)
+        store_release(&self.slot.log_head, head + size)
+
+
+# ---- pure helpers ----
+
+cdef extern from * nogil:
+    """
+    #define load_seq_u32(p) __atomic_load_n((p), __ATOMIC_SEQ_CST)
+    """
+    uint32_t load_seq_u32(uint32_t *p)
+
+
+cdef int count_variables(const unsigned char *at, size_t size):
+    cdef const unsigned char *end = at + size
+    cdef size_t key_size
+    cdef int count = 0
+    while at < end:
+        key_size = at[0] | (<size_t>at[1] << 8)
+        at += 4 + key_size + (at[2 + key_size] | (<size_t>at[3 + key_size] << 8))
+        count += 1
+    return count
+
+
+cdef int add_missing(dict environ) except -1:
+    """PATH_INFO from REQUEST_URI, SERVER_NAME from Host: uWSGI leaves them out, PEP 3333 requires them."""
+    if "PATH_INFO" not in environ:
+        path = environ.get("REQUEST_URI", "").partition("?")[0]
+        environ["PATH_INFO"] = unquote_to_bytes(path.encode("latin-1")).decode("latin-1")
+    if "SERVER_NAME" not in environ:
+        host = environ.get("HTTP_HOST", "localhost")
+        environ["SERVER_NAME"] = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+    return 0
+
+
+cdef int strip_script_name(dict environ) except -1:
+    """modifier1 30: the web server left SCRIPT_NAME at the beginning of PATH_INFO."""
+    script, path = environ["SCRIPT_NAME"], environ["PATH_INFO"]
+    if script and path.startswith(script):
+        environ["PATH_INFO"] = path[len(script):]
+    return 0
+
+
+cdef str url_scheme(dict environ, bint trusted, bint http):
+    """UWSGI_SCHEME, else X-Forwarded-Proto from a peer that may set it, else HTTPS. Only http and https count."""
+    scheme = environ.get("UWSGI_SCHEME")
+    if scheme != "http" and scheme != "https":
+        scheme = environ.get("HTTP_X_FORWARDED_PROTO") if trusted else None
+    if scheme == "http" or scheme == "https":
+        return scheme
+    https = environ.get("HTTPS", "")
+    return "https" if https[:2].lower() == "on" or https[:1] == "1" else "http"
+
+
+cdef str checked_status(object status):
+    """ "404" gets its reason as under uWSGI; otherwise three digits, a space, anything printable."""
+    if not isinstance(status, str):
+        raise TypeError(f"the status must be a str (PEP 3333), got {type(status).__name__}")
+    status = REASONS.get(status, status)
+    check_text("the status", status, status)
+    if len(status) < 4 or not status[:3].isdigit() or not "100" <= status[:3] <= "999" or status[3] != " ":
+        raise ValueError(f"the status must be three digits, a space and a reason, got {status!r:.100}")
+    return status
+
+
+cdef int64_t checked_length(str value) except -2:
+    if not value.isdigit() or not value.isascii() or len(value) > 18:
+        raise ValueError(f"header 'Content-Length': a number of bytes was expected, got {value!r:.100}")
+    return int(value)
+
+
+cdef const unsigned char *IS_TOKEN = NULL
+IS_TOKEN_TABLE = bytes(chr(i).isascii() and (chr(i).isalnum() or chr(i) in "!#$%&'*+-.^_`|~") for i in range(256))
+IS_TOKEN = <const unsigned char *>PyBytes_AS_STRING(IS_TOKEN_TABLE)
+
+
+cdef int check_header(object name, object value) except -1:
+    """RFC 9110 5.1 and 5.5: what isn't a token, or would split the head, never goes out."""
+    cdef Py_ssize_t i
+    cdef const unsigned char *text
+    if type(name) is not str or type(value) is not str:
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError(f"header {name!r:.100}: name and value must be str (PEP 3333), got "
+                            f"{type(name).__name__} and {type(value).__name__}")
+    check_text("a header's name", name, name)
+    text = PyUnicode_1BYTE_DATA(name)
+    for i in range(PyUnicode_GET_LENGTH(name)):
+        if not IS_TOKEN[text[i]]:
+            raise ValueError(f"header {name!r:.100}: {chr(text[i])!r} can't be part of a name")
+    if PyUnicode_GET_LENGTH(name) == 0:
+        raise ValueError("a header has no name")
+    check_text("the value", value, name)
+    return 0
+
+
+cdef int check_text(str what, object text, object header) except -1:
+    cdef Py_ssize_t i
+    cdef const unsigned char *bytes
+    if PyUnicode_KIND(text) != PyUnicode_1BYTE_KIND:
+        raise ValueError(f"header {header!r:.100}: {what} has a character outside latin-1")
+    bytes = PyUnicode_1BYTE_DATA(text)
+    for i in range(PyUnicode_GET_LENGTH(text)):
+        if (bytes[i] < 32 and bytes[i] != 9) or bytes[i] == 127:
+            raise ValueError(f"header {header!r:.100}: {what} has the control character {bytes[i]:#04x} at {i}")
+    return 0
+
+
+cdef char *put_text(char *at, char *end, str text, Py_ssize_t most):
+    """Copy for the log; what isn't printable ASCII becomes \\xNN, so that no request can forge a line."""
+    cdef Py_ssize_t i
+    cdef unsigned char c
+    cdef const unsigned char *bytes = PyUnicode_1BYTE_DATA(text)
+    for i in range(min(PyUnicode_GET_LENGTH(text), most)):
+        if end - at < 5:
+            break
+        c = bytes[i]
+        if 32 <= c < 127 and c != c"\\":
+            at[0] = c
+            at += 1
+        else:
+            at = put(at, end, b"\\x%02x", c)
+    return at

@@ -1,0 +1,224 @@
+# What the master and its workers share: the scoreboard in memory, and the messages on a channel.
+#
+# Theory of operation
+#
+# The scoreboard is one memfd mapping, made by the master, inherited by every zygote and worker:
+#
+#     Board head | finished bitmap | Slot x cores | log ring x cores
+#
+# A core is one thread of one worker process; it serves one request at a time and owns one slot and one ring.
+# Every field has exactly one writer (named below), except the bitmap and the totals, which take atomic
+# operations. The application runs in the worker and can scribble over all of it, so the master treats
+# what it reads as a claim: indices are bounds-checked, text is escaped, and a request is finished only when
+# the slot's `done` equals the number that the master itself gave out.
+#
+# A pushed request has a number, `seq`, counted per core by the master:
+#
+#     master: sendmsg(seq)   worker: recvmsg, taken = seq, ..., sent = seq, ..., done = seq, finished bit
+#
+# taken < seq: the message is still in the channel, and whoever reads it there owns it (docs/architecture.md).
+# sent < seq:  no byte of the answer went out, so an error answer is still possible.
+# done == seq: the core is free.
+#
+# The doorbell. A worker that finishes sets its bit, then rings (an eventfd) only if the master asked for it:
+# `ring` is 1 while the master sleeps and somebody waits for a core, or no core is idle. Otherwise the master
+# finds the bit when the next connection wakes it, and the request has cost one wake-up less. Both sides
+# use sequentially consistent operations here, because it is Dekker's handshake: the worker writes the bit and reads
+# `ring`, the master writes `ring` and reads the bits.
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+cdef extern from * nogil:
+    """
+    #include <stdint.h>
+    #include <stddef.h>
+    #include <string.h>
+    #include <sys/socket.h>
+    #include <sys/uio.h>
+    #include <time.h>
+    #include <unistd.h>
+
+    #define BOARD_MAGIC   0x424d5357u  /* "WSMB" */
+    #define BOARD_VERSION 1u
+    #define BOARD_MAX_CORES 16384u
+    #define RING_BYTES    32768u       /* a power of two; about 150 default request lines */
+    #define LINE  __attribute__((aligned(64)))
+
+    typedef struct {
+        /* written once, by the master */
+        uint32_t magic, version, cores, threads;
+        uint64_t bitmap_offset, slots_offset, rings_offset, total_bytes;
+        int32_t  doorbell;             /* the eventfd's number, the same in every process */
+        LINE uint32_t ring;            /* 1: ring when you finish */
+        LINE uint64_t requests;        /* of all workers, for the request line */
+    } BoardHead;
+
+    typedef struct {
+        /* the worker writes, the master polls */
+        LINE uint64_t taken;
+        uint64_t sent;
+        uint64_t done;
+        uint32_t outcome;              /* of the request `done`: OUTCOME_* */
+        uint32_t tid;
+        uint64_t started_ns;           /* CLOCK_MONOTONIC when the request was taken */
+        uint64_t log_head;             /* bytes ever written to the ring */
+        /* the worker writes; counters since the worker was born */
+        LINE uint64_t requests;
+        uint64_t exceptions;
+        uint64_t running_us;
+        uint64_t sent_bytes;
+        uint64_t read_errors;
+        uint64_t write_errors;
+        uint64_t clients_gone;
+        uint64_t log_dropped;          /* lines that found the ring full */
+        /* the master writes */
+        LINE uint64_t log_tail;        /* bytes ever taken from the ring */
+    } Slot;
+
+    #define OUTCOME_LINGER 1u          /* request bytes may be outstanding: read and discard before closing */
+    #define OUTCOME_CUT    2u          /* the answer is incomplete: close at once, so that the client sees it */
+
+    /* On a channel, master to worker and back. A message is a MessageHead, the variable block, body bytes. */
+    typedef struct {
+        uint16_t kind;
+        uint16_t flags;
+        uint32_t vars_bytes;
+        uint64_t seq;
+        int64_t  content_length;       /* bytes; -1 when there is none */
+        uint64_t accepted_ns;          /* CLOCK_MONOTONIC */
+        uint32_t body_bytes;           /* of the body, already here */
+        uint8_t  modifier1, modifier2;
+        uint16_t listener;
+    } MessageHead;
+
+    #define MESSAGE_REQUEST  1         /* one descriptor: the client's */
+    #define MESSAGE_NOP      2         /* report `done`, nothing else */
+    #define MESSAGE_RETIRE   3         /* leave the serve loop */
+    #define MESSAGE_READY    4         /* worker to master: this core serves from now on */
+    #define MESSAGE_RETURNED 5         /* worker to master: a request that came without its descriptor */
+
+    #define FLAG_TRUSTED 1             /* the peer may set X-Forwarded-Proto */
+    #define FLAG_HTTP    2             /* the client speaks HTTP: one response, then Connection: close */
+
+    /* 64 KiB of variables and a first piece of the body; below the channel's send buffer. */
+    #define MESSAGE_MAX_BYTES (sizeof(MessageHead) + 65536u + 16384u)
+
+    static inline uint64_t now_ns(void) {
+        struct timespec t;
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+    }
+    #define load_acquire(p)      __atomic_load_n((p), __ATOMIC_ACQUIRE)
+    #define store_release(p, v)  __atomic_store_n((p), (v), __ATOMIC_RELEASE)
+    #define load_seq(p)          __atomic_load_n((p), __ATOMIC_SEQ_CST)
+    #define store_seq(p, v)      __atomic_store_n((p), (v), __ATOMIC_SEQ_CST)
+    #define exchange_u64(p, v)   __atomic_exchange_n((uint64_t *)(p), (v), __ATOMIC_SEQ_CST)
+    #define exchange_u32(p, v)   __atomic_exchange_n((uint32_t *)(p), (v), __ATOMIC_SEQ_CST)
+    #define or_u64(p, v)         __atomic_fetch_or((uint64_t *)(p), (v), __ATOMIC_SEQ_CST)
+    #define add_u64(p, v)        __atomic_fetch_add((uint64_t *)(p), (v), __ATOMIC_RELAXED)
+    #define lowest_bit(x)        __builtin_ctzll(x)
+
+    #define board_bitmap(b)  ((uint64_t *)((char *)(b) + (b)->bitmap_offset))
+    #define board_slot(b, i) ((Slot *)((char *)(b) + (b)->slots_offset) + (i))
+    #define board_ring(b, i) ((unsigned char *)(b) + (b)->rings_offset + (size_t)(i) * RING_BYTES)
+
+    /* Send one message and, if fd >= 0, the descriptor with it. */
+    static ssize_t send_message(int channel, struct iovec *iov, int pieces, int fd) {
+        union { struct cmsghdr align; char bytes[CMSG_SPACE(sizeof(int))]; } control;
+        struct msghdr message = { .msg_iov = iov, .msg_iovlen = pieces };
+        if (fd >= 0) {
+            message.msg_control = control.bytes;
+            message.msg_controllen = sizeof control.bytes;
+            struct cmsghdr *c = CMSG_FIRSTHDR(&message);
+            c->cmsg_level = SOL_SOCKET;
+            c->cmsg_type = SCM_RIGHTS;
+            c->cmsg_len = CMSG_LEN(sizeof(int));
+            memcpy(CMSG_DATA(c), &fd, sizeof fd);
+        }
+        return sendmsg(channel, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    }
+
+    /* Receive one message; *fd is the descriptor that came with it, or -1. Any further ones are closed: the
+       padding of CMSG_SPACE has room for two. */
+    static ssize_t receive_message(int channel, void *bytes, size_t size, int flags, int *fd) {
+        union { struct cmsghdr align; char bytes[CMSG_SPACE(2 * sizeof(int))]; } control;
+        struct iovec iov = { bytes, size };
+        struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1,
+                                  .msg_control = control.bytes, .msg_controllen = sizeof control.bytes };
+        *fd = -1;
+        ssize_t n = recvmsg(channel, &message, flags | MSG_CMSG_CLOEXEC);
+        if (n < 0) return n;
+        for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
+            if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
+            int count = (int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int)), one;
+            for (int i = 0; i < count; i++) {
+                memcpy(&one, CMSG_DATA(c) + i * sizeof one, sizeof one);
+                if (*fd < 0) *fd = one; else close(one);
+            }
+        }
+        return n;
+    }
+    """
+    ctypedef struct BoardHead:
+        uint32_t magic, version, cores, threads
+        uint64_t bitmap_offset, slots_offset, rings_offset, total_bytes
+        int32_t doorbell
+        uint32_t ring
+        uint64_t requests
+
+    ctypedef struct Slot:
+        uint64_t taken, sent, done
+        uint32_t outcome, tid
+        uint64_t started_ns, log_head
+        uint64_t requests, exceptions, running_us, sent_bytes, read_errors, write_errors, clients_gone
+        uint64_t log_dropped
+        uint64_t log_tail
+
+    ctypedef struct MessageHead:
+        uint16_t kind, flags
+        uint32_t vars_bytes
+        uint64_t seq
+        int64_t content_length
+        uint64_t accepted_ns
+        uint32_t body_bytes
+        uint8_t modifier1, modifier2
+        uint16_t listener
+
+    enum:
+        BOARD_MAGIC
+        BOARD_VERSION
+        BOARD_MAX_CORES
+        RING_BYTES
+        OUTCOME_LINGER
+        OUTCOME_CUT
+        MESSAGE_REQUEST
+        MESSAGE_NOP
+        MESSAGE_RETIRE
+        MESSAGE_READY
+        MESSAGE_RETURNED
+        FLAG_TRUSTED
+        FLAG_HTTP
+        MESSAGE_MAX_BYTES
+
+    uint64_t now_ns()
+    uint64_t load_acquire(uint64_t *p)
+    void store_release(uint64_t *p, uint64_t value)
+    uint64_t load_seq(uint64_t *p)
+    void store_seq_u32 "store_seq"(uint32_t *p, uint32_t value)
+    uint64_t exchange_u64(uint64_t *p, uint64_t value)
+    uint32_t exchange_u32(uint32_t *p, uint32_t value)
+    uint64_t or_u64(uint64_t *p, uint64_t bits)
+    uint64_t add_u64(uint64_t *p, uint64_t value)
+    int lowest_bit(uint64_t x)
+    uint64_t *board_bitmap(BoardHead *board)
+    Slot *board_slot(BoardHead *board, size_t core)
+    unsigned char *board_ring(BoardHead *board, size_t core)
+
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    enum:
+        MSG_DONTWAIT
+        MSG_NOSIGNAL
+    ssize_t send_message(int channel, iovec *pieces, int count, int fd)
+    ssize_t receive_message(int channel, void *bytes, size_t size, int flags, int *fd)

@@ -1,0 +1,233 @@
+"""The door: argv, environment and files in, Settings out, or every problem at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pydantic import BaseModel, ValidationError
+
+from wsgimaster import __version__
+from wsgimaster.config import commandline
+from wsgimaster.config.addresses import is_public
+from wsgimaster.config.help import help_text
+from wsgimaster.config.language import Assignment, Source
+from wsgimaster.config.notes import Notes
+from wsgimaster.config.options import BY_NAME, FLAGS, LISTS, Kind, Option, State
+from wsgimaster.config.sources import Gathered, gather
+from wsgimaster.config.system import System
+from wsgimaster.config.values import READERS, Context, Value, is_on
+from wsgimaster.errors import ConfigError, ConfigErrors
+from wsgimaster.settings import (
+    App,
+    Family,
+    Identity,
+    Logging,
+    Processes,
+    Protocol,
+    Settings,
+    Sockets,
+    Titles,
+)
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    "sockets": Sockets,
+    "app": App,
+    "processes": Processes,
+    "titles": Titles,
+    "identity": Identity,
+    "logging": Logging,
+}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a configuration says.
+
+    action "version" or "help": print `text` and exit 0, `settings` are the defaults; "show-config": log `text`
+    and go on, as uWSGI does; None: start.
+    """
+
+    settings: Settings = Settings()
+    warnings: tuple[str, ...] = ()  # one line each, ready for the log
+    no_effect: tuple[tuple[str, str], ...] = ()  # (option as written, where) of known ones that do nothing yet
+    effective: tuple[tuple[str, str | None, str], ...] = ()  # (name, value, where), in order, all replaced
+    action: str | None = None
+    text: str = ""
+
+
+def load(argv: list[str], environ: Mapping[str, str], cwd: str, system: System | None = None, width: int = 100) -> Loaded:
+    """Return the configuration, or raise ConfigErrors with everything that is wrong with it.
+
+    argv: without the program's name; cwd: the start directory, to which file names are relative;
+    system: the machine (None: this one); width: of the terminal, for --help.
+    """
+    command_line = commandline.parse(argv)
+    for assignment in command_line.options:
+        option = BY_NAME[assignment.name]
+        if option.names[0] == "help":
+            return Loaded(action="help", text=help_text(width))
+        if option.names[0] == "version":
+            return Loaded(action="version", text=f"wsgimaster {__version__}\n")
+    system = system or System()
+    gathered = gather(command_line, environ, cwd, system)
+    build = _Build(gathered, Context(system, cwd))
+    settings = build.settings()
+    errors = command_line.errors + [error for _, error in sorted(build.errors, key=lambda pair: pair[0])]
+    if settings and not settings.sockets.addresses and not errors:
+        errors.append(ConfigError("configuration", None, "no listening socket", NO_SOCKET))
+    if errors or settings is None:
+        raise ConfigErrors(errors)
+    effective = tuple((one.name, one.value, one.where) for one in gathered.assignments)
+    return Loaded(
+        settings=settings,
+        warnings=tuple(build.notes.lines()),
+        no_effect=tuple(build.notes.no_effect),
+        effective=effective,
+        action="show-config" if build.shows_config else None,
+        text=show_config(effective) if build.shows_config else "",
+    )
+
+
+NO_SOCKET = "add socket = ... or http-socket = ..."
+
+
+def show_config(effective: tuple[tuple[str, str | None, str], ...]) -> str:
+    """Return a configuration as an ini text, in uWSGI's form; options without a value are true."""
+    lines = [f"{name} = {'true' if value is None else value}" for name, value, _ in effective]
+    return "\n".join([";uWSGI instance configuration", "[uwsgi]", *lines, ";end of configuration", ""])
+
+
+@dataclass
+class _Build:
+    """Assignments become values, one setting after the other; each remembers who set it last."""
+
+    gathered: Gathered
+    context: Context
+    notes: Notes = field(init=False)
+    errors: list[tuple[int, ConfigError]] = field(init=False)
+    shows_config: bool = False
+    _values: dict[str, Value] = field(default_factory=dict)  # by "section.field"
+    _origin: dict[str, int] = field(default_factory=dict)  # the same: place of the last assignment
+    _flags: dict[str, dict[str, bool]] = field(default_factory=dict)  # options that switch the same setting on
+
+    def __post_init__(self) -> None:
+        self.notes = Notes(self.gathered.used)
+        self.notes.warnings.extend(self.gathered.warnings)
+        self.errors = list(self.gathered.errors)
+
+    def settings(self) -> Settings | None:
+        """Return the settings, or None if a section has an error (which then stands in `errors`)."""
+        self._read_protocol()
+        for index, assignment in enumerate(self.gathered.assignments):
+            if index not in self.gathered.failed:
+                self._take(index, assignment)
+        self._combine()
+        sections = {name: self._section(name) for name in SECTIONS}
+        if None in sections.values():
+            return None
+        settings = Settings.model_validate(sections)
+        self._warn_of_open_sockets(settings)
+        return settings
+
+    def _take(self, index: int, assignment: Assignment) -> None:
+        option = BY_NAME.get(assignment.name)
+        if option is None:
+            self.notes.unknown(assignment)
+            return
+        if "\0" in (assignment.value or ""):
+            self._refuse(index, assignment, "holds a NUL byte")
+            return
+        self.notes.known(option, assignment)
+        off = option.kind in FLAGS and not is_on(assignment.value)
+        if option.state is State.REFUSED and not off and option.kind is not Kind.LOGIC:
+            self._refuse(index, assignment, "isn't served here", option.reason)
+        elif option.names[0] == "show-config":
+            self.shows_config = not off
+        elif option.state is State.WORKS and option.field:
+            self._read(index, assignment, option)
+
+    def _read(self, index: int, assignment: Assignment, option: Option) -> None:
+        if option.names[0] in ("protocol", "abstract-socket"):  # were read before the addresses
+            return
+        try:
+            value, note = READERS[option.kind](option, assignment.value, self.context)
+        except ValueError as error:
+            self._refuse(index, assignment, str(error))
+            return
+        if note:
+            self.notes.add(assignment, note)
+        self._origin[option.field] = index
+        if option.kind in LISTS:
+            before = self._values.get(option.field, ())
+            assert isinstance(before, tuple)
+            assert isinstance(value, tuple)
+            value = before + value
+        elif option.kind is Kind.USER:
+            assert isinstance(value, tuple)
+            value, self._values["identity.user"] = value
+        elif option.kind is Kind.FLAG:
+            self._flags.setdefault(option.field, {})[option.names[0]] = bool(value)
+            value = any(self._flags[option.field].values())
+        self._values[option.field] = value
+
+    def _read_protocol(self) -> None:
+        """Read what all addresses depend on, wherever it stands among them."""
+        protocol, abstract = Protocol.UWSGI, False
+        for index, assignment in enumerate(self.gathered.assignments):
+            option = BY_NAME.get(assignment.name)
+            if option and option.names[0] == "abstract-socket":
+                abstract = is_on(assignment.value)
+            elif option and option.names[0] == "protocol":
+                try:
+                    protocol = Protocol(assignment.value or "")
+                except ValueError:
+                    problem = f"expected uwsgi or http, found {assignment.value!r}"
+                    self._refuse(index, assignment, problem, "the other protocols aren't served")
+        self.context = Context(self.context.system, self.context.cwd, protocol, abstract)
+
+    def _combine(self) -> None:
+        """Settle what follows from several options together."""
+        values = self._values
+        if values.get("identity.daemonize"):
+            values["logging.file"] = values["identity.daemonize"]  # it wins over logto, as in uWSGI
+        titles = ("titles.every", "titles.master", "titles.prefix", "titles.append")
+        if any(name in values for name in titles):
+            values["titles.automatic"] = True
+        for name in ("processes.processes", "processes.threads"):
+            if values.get(name) == 0:
+                values[name] = 1
+                self.notes.add(self._set_by(name), "0 counts as 1")
+        for name in ("sockets.waiting_limit", "processes.max_fd"):
+            if values.get(name) == 0:
+                values[name] = None
+                self.notes.add(self._set_by(name), "0 counts as the default")
+
+    def _set_by(self, name: str) -> Assignment:
+        return self.gathered.assignments[self._origin[name]]
+
+    def _section(self, name: str) -> BaseModel | None:
+        prefix = f"{name}."
+        values = {key.removeprefix(prefix): one for key, one in self._values.items() if key.startswith(prefix)}
+        try:
+            return SECTIONS[name](**values)
+        except ValidationError as error:
+            for problem in error.errors():
+                index = self._origin[f"{name}.{problem['loc'][0]}"]
+                assignment = self.gathered.assignments[index]
+                message = problem["msg"].removeprefix("Input ").removeprefix("should ")
+                self._refuse(index, assignment, f"must {message}, found {assignment.value!r}")
+            return None
+
+    def _warn_of_open_sockets(self, settings: Settings) -> None:
+        if settings.sockets.allow_from:
+            return
+        for address in settings.sockets.addresses:
+            if address.protocol is Protocol.UWSGI and is_public(address):
+                self.notes.warnings.append(
+                    f"the uwsgi socket {address.name} may be open to other machines, and whoever reaches it can "
+                    "set any variable; name those that may: allow-from = 10.0.0.0/8"
+                )
+
+    def _refuse(self, index: int, assignment: Assignment, problem: str, hint: str | None = None) -> None:
+        self.errors.append((index, ConfigError(assignment.where, assignment.name, problem, hint)))

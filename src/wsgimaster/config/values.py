@@ -1,0 +1,226 @@
+"""From the text of one option to its value, by the option's kind; loose where uWSGI is loose, and then it says so.
+
+A reader gets the text (None: the command line gave none) and returns (value, note): the note is what a person
+should know ("" nothing). What can't be read is a ValueError that says what was expected.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import ip_network
+
+from wsgimaster.config.addresses import parse_address
+from wsgimaster.config.options import Kind, Option
+from wsgimaster.config.system import System
+from wsgimaster.settings import Network, Protocol
+
+INLINE_COMMENT = re.compile(r"(?:^|[ \t])[;#]")
+LARGEST = {Kind.INT: 2**31 - 1, Kind.SIGNED: 2**31 - 1}  # a C int; the others are 64 bits wide
+
+Value = object
+Read = tuple[Value, str]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What reading a value depends on besides its text."""
+
+    system: System
+    cwd: str
+    protocol: Protocol = Protocol.UWSGI  # `protocol`: what plain `socket` speaks
+    abstract: bool = False  # `abstract-socket`: paths are names in the abstract namespace
+
+
+def is_on(text: str | None) -> bool:
+    """Return what a flag means: everything but false, off, no (in any case) and a bare 0 is true."""
+    return text is None or (text.lower() not in ("false", "off", "no") and text != "0")
+
+
+def read_flag(option: Option, text: str | None, _: Context) -> Read:
+    on = is_on(text)
+    negative = on and text is not None and re.match(r"(?i)(false|off|no|0+|none|null|disabled?|never|n|f)\b", text)
+    note = f"{text!r} counts as true, only false, off, no and 0 are false" if negative else ""
+    return (not on if option.kind is Kind.CLEARED else on), note
+
+
+def read_number(option: Option, text: str | None, _: Context) -> Read:
+    return loose_number(option.kind, text)
+
+
+def loose_number(kind: Kind, text: str | None) -> tuple[int, str]:
+    """Read the digits at the start, as C's atoi: '4x' is 4, text is 0; no value at all is 1."""
+    if text is None:
+        return 1, ""
+    match = re.match(r"\s*([+-]?)([0-9]*)", text)
+    sign, digits = (match[1], match[2]) if match else ("", "")
+    if sign == "-" and digits.strip("0") and kind is not Kind.SIGNED:
+        raise ValueError(f"must not be negative, found {text!r}")
+    largest = LARGEST.get(kind, 2**64 - 1)
+    if len(digits.lstrip("0")) > 20 or int(digits or "0") > largest:
+        raise ValueError(f"must be at most {largest}, found {shortened(text)}")
+    number = int(digits or "0") * (-1 if sign == "-" else 1)
+    if not digits:
+        return number, f"{shortened(text)} is no number and counts as 0"
+    tail = text[match.end() if match else 0 :]
+    odd = tail.strip() and not INLINE_COMMENT.match(tail)
+    return number, f"{shortened(text)} counts as {number}" if odd else ""
+
+
+def read_u16(option: Option, text: str | None, _: Context) -> Read:
+    number, note = loose_number(option.kind, text)
+    return (number, note) if number <= 65535 else (65535, f"{number} is more than 16 bits hold: it counts as 65535")
+
+
+def read_megabytes(option: Option, text: str | None, _: Context) -> Read:
+    """Read a number of MiB; return bytes, or None for 0 (off)."""
+    number, note = loose_number(option.kind, text)
+    return number * 1024 * 1024 or None, note
+
+
+def read_octal(_: Option, text: str | None, __: Context) -> Read:
+    if text is None or not re.fullmatch(r"0?[0-7]{1,4}", text):
+        raise ValueError(f"expected octal digits such as 022, found {text!r}")
+    return int(text, 8), ""
+
+
+def read_mode(_: Option, text: str | None, __: Context) -> Read:
+    """Read the permissions of a socket: three octal digits; nothing or 1 is 666."""
+    if text in (None, "", "1"):
+        return 0o666, ""
+    if not re.fullmatch("[0-7]{3}", text or ""):
+        raise ValueError(f"expected three octal digits such as 660, found {text!r}")
+    return int(text or "", 8), ""
+
+
+def read_text(_: Option, text: str | None, __: Context) -> Read:
+    return text or "", ""
+
+
+def read_spaced(_: Option, text: str | None, __: Context) -> Read:
+    return f"{text or ''} ", ""
+
+
+def read_file_name(_: Option, text: str | None, __: Context) -> Read:
+    if not text:
+        raise ValueError("expected the name of a file")
+    note = f"takes the name of a file: {text!r} becomes one" if text.lower() in ("true", "1", "yes", "on") else ""
+    return text, note
+
+
+def read_log_file(option: Option, text: str | None, context: Context) -> Read:
+    if text and ":" in text:
+        raise ValueError(f"logging to a UDP address isn't served yet, expected a file, found {text!r}")
+    return read_file_name(option, text, context)
+
+
+def read_sockets(option: Option, text: str | None, context: Context) -> Read:
+    protocol = context.protocol if option.names[0] == "socket" else Protocol.HTTP
+    if option.names[0] == "uwsgi-socket":
+        protocol = Protocol.UWSGI
+    address, note = parse_address(text or "", protocol, context.abstract)
+    return (address,), note
+
+
+def read_networks(_: Option, text: str | None, __: Context) -> Read:
+    """Read networks in CIDR form, separated by commas or spaces; a single address is a network of one."""
+    networks: list[Network] = []
+    for word in re.split(r"[,\s]+", text or ""):
+        if not word:
+            continue
+        try:
+            networks.append(ip_network(word, strict=False))
+        except ValueError:
+            raise ValueError(f"expected networks such as 10.0.0.0/8, found {shortened(word)}") from None
+    if not networks:
+        raise ValueError("expected at least one network such as 10.0.0.0/8")
+    return tuple(networks), ""
+
+
+def read_paths(_: Option, text: str | None, context: Context) -> Read:
+    """Read a path with shell wildcards; without a match it stands for itself, as for uWSGI."""
+    matches = context.system.expand_glob(text or "", context.cwd) if re.search(r"[*?[]", text or "") else []
+    return tuple(matches or [text or ""]), ""
+
+
+def read_variable(_: Option, text: str | None, __: Context) -> Read:
+    name, equals, value = (text or "").partition("=")
+    if not name:
+        raise ValueError(f"expected NAME=value, found {text!r}")
+    note = "" if equals else f"{shortened(name)} has no =, it gets an empty value"
+    return ((name, value),), note
+
+
+def read_user(_: Option, text: str | None, context: Context) -> Read:
+    """Read a user; return (uid, name), the name None when it was given as a number."""
+    return find_user(text or "", context), ""
+
+
+def read_group(_: Option, text: str | None, context: Context) -> Read:
+    return find_group(text or "", context), ""
+
+
+def read_groups(_: Option, text: str | None, context: Context) -> Read:
+    return (find_group(text or "", context),), ""
+
+
+def read_owner(_: Option, text: str | None, context: Context) -> Read:
+    """Read `user[:group]`; return (uid, gid), -1 for a group that stays as it is."""
+    user, _colon, group = (text or "").partition(":")
+    uid, _name = find_user(user, context)
+    return (uid, find_group(group, context) if group else -1), ""
+
+
+def find_user(text: str, context: Context) -> tuple[int, str | None]:
+    if text.isascii() and text.isdigit():
+        return account_number(text), None
+    uid = context.system.user_id(text)
+    if uid is None:
+        raise ValueError(f"this machine has no user {shortened(text)}")
+    return uid, text
+
+
+def find_group(text: str, context: Context) -> int:
+    if text.isascii() and text.isdigit():
+        return account_number(text)
+    gid = context.system.group_id(text)
+    if gid is None:
+        raise ValueError(f"this machine has no group {shortened(text)}")
+    return gid
+
+
+def account_number(digits: str) -> int:
+    if len(digits) > 10 or int(digits) >= 2**32 - 1:
+        raise ValueError(f"expected a name or a number below 2^32 - 1, found {shortened(digits)}")
+    return int(digits)
+
+
+def shortened(text: str) -> str:
+    """Return a text as it is shown in messages: quoted, and not longer than a line."""
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+READERS: dict[Kind, Callable[[Option, str | None, Context], Read]] = {
+    Kind.FLAG: read_flag,
+    Kind.CLEARED: read_flag,
+    Kind.INT: read_number,
+    Kind.SIGNED: read_number,
+    Kind.U64: read_number,
+    Kind.U16: read_u16,
+    Kind.MEGABYTES: read_megabytes,
+    Kind.OCTAL: read_octal,
+    Kind.MODE: read_mode,
+    Kind.TEXT: read_text,
+    Kind.SPACED: read_spaced,
+    Kind.FILE: read_file_name,
+    Kind.LOG: read_log_file,
+    Kind.SOCKETS: read_sockets,
+    Kind.NETWORKS: read_networks,
+    Kind.PATHS: read_paths,
+    Kind.VARIABLES: read_variable,
+    Kind.USER: read_user,
+    Kind.GROUP: read_group,
+    Kind.GROUPS: read_groups,
+    Kind.OWNER: read_owner,
+}

@@ -1,0 +1,398 @@
+"""The master's loop: what happens to processes becomes events, what lifecycle.py decides becomes deeds.
+
+One request's way doesn't lead through here: see _front.pyx, which calls us only for what is rare.
+
+Runs in: the master, on the loop's thread. Nothing here blocks.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import time
+
+from wsgimaster import __version__, http1, lifecycle, messages, processes, sockets
+from wsgimaster._front import Front
+from wsgimaster.lifecycle import Effect, Event, Overseer
+from wsgimaster.log import LogWriter
+from wsgimaster.messages import Kind, Message
+from wsgimaster.processes import Child
+from wsgimaster.scoreboard import Scoreboard
+from wsgimaster.settings import Order, Settings
+
+TICK = 0.1  # seconds between looks at timeouts and finished cores, while anything is open
+HOUSEKEEPING = 1.0  # seconds between looks for orphans that fell to us
+STOPPING_TICK = 0.05
+# A request that its core hasn't begun after this many seconds is taken back, if another core is idle.
+NOT_BEGUN = 1.0
+LOG_MERCY = 2.0  # seconds for the last lines
+REPEAT = 60.0  # refusals of one kind are told once in this many seconds, with their number
+MAX_KINDS = 200  # of refusals that are remembered
+
+
+class Master:
+    """Made inside the running loop. listeners: open; descriptors: (soft, hard) limit for the workers; said: lines to log first."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        listeners: list[sockets.Listener],
+        descriptors: tuple[int, int],
+        said: list[str],
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.settings, self.listeners, self.said = settings, listeners, said
+        self.log = LogWriter(2)
+        self.threads = settings.processes.threads
+        cores = settings.processes.processes * self.threads
+        self.board = Scoreboard(cores, self.threads)
+        self.waiting_limit, warning = sockets.waiting_limit(
+            settings.sockets.waiting_limit, sockets.largest_backlog()
+        )
+        if warning:
+            said.append(warning)
+        self.front = Front(
+            self.board.memory,
+            cores,
+            self.threads,
+            buffer_size=settings.sockets.buffer_size,
+            timeout=settings.sockets.timeout,
+            waiting_limit=self.waiting_limit,
+            even=settings.processes.dispatch_order is Order.EVEN,
+            allow_from=settings.sockets.allow_from,
+            forwarded_allow=settings.sockets.forwarded_allow,
+            events=self,
+            read_http_head=http1.read_head,
+        )
+        self.overseer = Overseer(
+            settings.processes.processes, self.threads, settings.app.required, settings.processes.reload_mercy
+        )
+        self.plan = processes.plan_for_zygote(settings, descriptors)
+        self.zygote: Child | None = None
+        self.control: socket.socket | None = None
+        self.workers: dict[int, Child] = {}  # by slot
+        self.outputs: dict[int, int] = {}  # of workers whose pid isn't known yet, by slot
+        self.ready_cores: dict[int, int] = {}  # by slot
+        self.strangers: dict[int, int] = {}  # pid: status of children that nobody asked for
+        self.timer: asyncio.TimerHandle | None = None
+        self.ticks = 0
+        self.refusals: dict[tuple[str, str], tuple[float, int]] = {}  # when told last, how many since
+        self.exit_code: asyncio.Future[int] = self.loop.create_future()
+
+    async def run(self) -> int:
+        """From the first zygote to the last log line; returns the exit code."""
+        self._banner()
+        self._watch_signals()
+        for listener in self.listeners:
+            self.front.add_listener(
+                listener.socket.fileno(), listener.address.name, http=listener.http, local=listener.local
+            )
+        self.loop.add_reader(self.front.epoll_fd, self.front.on_ready)
+        self.loop.call_later(HOUSEKEEPING, self._housekeep)
+        self._perform(self.overseer.start())
+        try:
+            return await self.exit_code
+        finally:
+            self._end()
+
+    def _banner(self) -> None:
+        say = self.log.say
+        say(f"*** Starting wsgimaster {__version__} on [{time.ctime()}] ***")
+        for line in self.said:
+            say(line)
+        for number, listener in enumerate(self.listeners):
+            say(listener.describe(number))
+        say(f"{self.waiting_limit} requests may wait for a worker (listen)")
+        mercy = self.settings.processes.reload_mercy
+        say(f"your mercy for graceful operations on workers is {mercy:g} seconds")
+        say(f"spawned uWSGI master process (pid: {os.getpid()})")
+
+    def _end(self) -> None:
+        """Whatever is left ends with us."""
+        for child in [*self.workers.values(), *([self.zygote] if self.zygote else [])]:
+            child.kill()
+            child.reap()
+            child.take_output(self.log.write)
+        self.front.take_logs()
+        self.log.say("goodbye to uWSGI.")
+        self.log.close(LOG_MERCY)
+
+    # ---- signals ----
+
+    def _watch_signals(self) -> None:
+        """SIGTERM stops gracefully: containers, systemd and Kubernetes send it (uWSGI 2.0 reloads)."""
+        stop: dict[signal.Signals, bool] = {
+            signal.SIGTERM: False,
+            signal.SIGINT: True,
+            signal.SIGQUIT: True,
+        }
+        for number, fast in stop.items():
+            self.loop.add_signal_handler(number, self._stop, number, fast)
+        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP):
+            self.loop.add_signal_handler(number, self._ignore, number)
+
+    def _ignore(self, number: signal.Signals) -> None:
+        self.log.say(f"{number.name} is not served yet; nothing changes (SIGTERM stops)")
+
+    def _stop(self, number: signal.Signals, fast: bool) -> None:
+        self.log.say(f"{number.name} received...stopping{' now' if fast else ' gracefully'}")
+        self.handle(lifecycle.StopAsked(fast))
+        if self.overseer.stopping is lifecycle.Stopping.FINISHING:
+            mercy = self.settings.processes.reload_mercy
+            self.log.say(f"waiting for {self._work_left()} requests, at most {mercy:g} s")
+            self._tick_while_stopping()
+
+    def _tick_while_stopping(self) -> None:
+        if self.overseer.stopping is lifecycle.Stopping.FINISHING:
+            self.handle(lifecycle.Tick(self._work_left()))
+            self.loop.call_later(STOPPING_TICK, self._tick_while_stopping)
+
+    def _work_left(self) -> int:
+        front = self.front
+        return front.in_progress + front.waiting + front.reading + front.draining
+
+    # ---- events in, effects out ----
+
+    def handle(self, event: Event) -> None:
+        self._perform(self.overseer.handle(event, time.monotonic()))
+
+    def _perform(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            self._do(effect)
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        if (when := self.overseer.wake_at) is not None:
+            # uvloop counts whole milliseconds; one more makes sure that the time has come
+            delay = max(0.0, when - time.monotonic()) + 0.001
+            self.timer = self.loop.call_later(delay, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self.timer = None
+        self.handle(lifecycle.Tick(self._work_left()))
+
+    def _do(self, effect: Effect) -> None:
+        match effect:
+            case lifecycle.StartZygote():
+                self._start_zygote()
+            case lifecycle.Fork(slot):
+                self._fork(slot)
+            case lifecycle.Forget(slot):
+                self._forget(slot)
+            case lifecycle.Retire(slot):
+                for core in self._cores(slot):
+                    self.front.retire_core(core)
+            case lifecycle.Kill(slot):
+                if slot in self.workers:
+                    self.workers[slot].kill()
+            case lifecycle.CloseDoor():
+                self._close_door()
+            case lifecycle.RefuseWaiting():
+                self.front.refuse_waiting()
+            case lifecycle.Say(text):
+                self.log.say(text)
+            case lifecycle.Exit(code):
+                if not self.exit_code.done():
+                    self.exit_code.set_result(code)
+
+    def _cores(self, slot: int) -> range:
+        return range((slot - 1) * self.threads, slot * self.threads)
+
+    # ---- the zygote ----
+
+    def _start_zygote(self) -> None:
+        environment = {**os.environ, **dict(self.settings.app.environment)}
+        zygote, control = processes.start_zygote(
+            self.plan, environment, self.board.fd, self.board.doorbell
+        )
+        self.zygote, self.control = zygote, control
+        self._watch_output(zygote)
+        self.loop.add_reader(control.fileno(), self._hear_zygote, control)
+        self.loop.add_reader(zygote.pidfd, self._zygote_gone, zygote, control)
+
+    def _hear_zygote(self, control: socket.socket) -> None:
+        while True:
+            try:
+                data = control.recv(messages.SIZE)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self.loop.remove_reader(control.fileno())
+                return
+            self._zygote_said(messages.decode(data))
+
+    def _zygote_said(self, message: Message) -> None:
+        match message.kind:
+            case Kind.LOADED:
+                pid = self.zygote.pid if self.zygote else 0
+                self.log.say(f"the application is loaded in {message.seconds:.1f} s (zygote pid: {pid})")
+                self.handle(lifecycle.ZygoteLoaded())
+            case Kind.FORKED:
+                self._forked(message.slot, message.pid)
+            case Kind.FORK_FAILED:
+                self.handle(lifecycle.ForkFailed(message.slot, os.strerror(message.error)))
+            case _:
+                pass  # NOT_LOADED: its exit code says the same
+
+    def _zygote_gone(self, zygote: Child, control: socket.socket) -> None:
+        self.loop.remove_reader(zygote.pidfd)
+        self._hear_zygote(control)  # what it said before it ended
+        self.loop.remove_reader(control.fileno())
+        control.close()
+        status = zygote.reap()
+        self._end_output(zygote)
+        if self.zygote is zygote:
+            self.zygote = self.control = None
+            self.handle(lifecycle.ZygoteGone(status))
+
+    # ---- workers ----
+
+    def _fork(self, slot: int) -> None:
+        """Register the slot's cores, then ask the zygote for the process."""
+        assert self.control is not None
+        theirs: list[int] = []
+        try:
+            for core in self._cores(slot):
+                ours, far = processes.make_channel()
+                self.front.add_core(core, ours, far)
+                theirs.append(far)
+            self.outputs[slot], pipe = processes.output_pipe()
+            self.ready_cores[slot] = 0
+            socket.send_fds(self.control, [messages.encode(Message(Kind.FORK, slot))], [*theirs, pipe])
+            os.close(pipe)
+        except OSError as error:
+            self.loop.call_soon(self.handle, lifecycle.ForkFailed(slot, error.strerror or str(error)))
+
+    def _forked(self, slot: int, pid: int) -> None:
+        output = self.outputs.pop(slot)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:  # it died so early that it was reaped as a stranger
+            os.close(output)
+            self.handle(lifecycle.Forked(slot, pid))
+            self.handle(lifecycle.WorkerGone(slot, self.strangers.pop(pid, 0)))
+            return
+        worker = self.workers[slot] = Child(pid, pidfd, output)
+        self._watch_output(worker)
+        self.handle(lifecycle.Forked(slot, pid))
+        self.loop.add_reader(pidfd, self._worker_gone, slot, worker)
+
+    def _worker_gone(self, slot: int, worker: Child) -> None:
+        self.loop.remove_reader(worker.pidfd)
+        status = worker.reap()
+        self._end_output(worker)
+        del self.workers[slot]
+        self.handle(lifecycle.WorkerGone(slot, status))
+
+    def _forget(self, slot: int) -> None:
+        for core in self._cores(slot):
+            self.front.remove_core(core)
+        self.ready_cores.pop(slot, None)
+        if slot in self.outputs:
+            os.close(self.outputs.pop(slot))
+
+    def _housekeep(self) -> None:
+        """Reap orphans that fell to us (PID 1, subreaper): one by one, never a child that somebody waits for."""
+        known = {child.pid for child in self.workers.values()}
+        known.add(self.zygote.pid if self.zygote else 0)
+        while True:
+            try:
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                break
+            if found is None or found.si_pid in known:
+                break
+            os.waitid(os.P_PID, found.si_pid, os.WEXITED | os.WNOHANG)
+            status = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+            self.strangers = {**dict(list(self.strangers.items())[-99:]), found.si_pid: status}
+        self.loop.call_later(HOUSEKEEPING, self._housekeep)
+
+    # ---- output ----
+
+    def _watch_output(self, child: Child) -> None:
+        self.loop.add_reader(child.output, self._take_output, child)
+
+    def _take_output(self, child: Child) -> None:
+        if not child.take_output(self.log.write):
+            self.loop.remove_reader(child.output)
+
+    def _end_output(self, child: Child) -> None:
+        """What it wrote before it ended; a grandchild that still holds the pipe isn't waited for."""
+        child.take_output(self.log.write)
+        self.loop.remove_reader(child.output)
+        os.close(child.output)
+
+    # ---- the door ----
+
+    def _close_door(self) -> None:
+        for number, listener in enumerate(self.listeners):
+            sockets.close_door(listener)
+            self.front.accept_rest(number)
+            if not listener.inherited:
+                listener.socket.close()
+
+    # ---- what the front tells us (Events) ----
+
+    def tick_wanted(self) -> None:
+        """Something is open: look after it every TICK."""
+        self.loop.call_later(TICK, self._tick)
+
+    def _tick(self) -> None:
+        self.ticks += 1
+        if self.ticks % 10 == 0:
+            self._take_back_unbegun()
+        again = self.front.tick()
+        self.front.take_logs()
+        if again:
+            self.loop.call_later(TICK, self._tick)
+
+    def _take_back_unbegun(self) -> None:
+        for core in self.front.not_begun(NOT_BEGUN):
+            if self.front.idle and self.front.take_back(core):
+                slot, number = divmod(core, self.threads)
+                self.log.say(
+                    f"worker {slot + 1} core {number} had not begun its request after {NOT_BEGUN:g} s "
+                    f"(is it stopped?); another core has it now"
+                )
+
+    def core_ready(self, core: int) -> None:
+        slot = core // self.threads + 1
+        self.ready_cores[slot] = self.ready_cores.get(slot, 0) + 1
+        if self.ready_cores[slot] == self.threads:
+            self.loop.call_soon(self.handle, lifecycle.WorkerReady(slot))
+
+    def request_lines(self, lines: bytes) -> None:
+        self.log.write(lines)
+
+    def request_refused(self, listener: str, kind: str, status: int, why: str) -> None:
+        """Told at once, then at most once a minute for each kind, with how many there were."""
+        now = time.monotonic()
+        key = (listener, kind)
+        told_at, since = self.refusals.get(key, (now - REPEAT, 0))
+        if now - told_at < REPEAT:
+            self.refusals[key] = (told_at, since + 1)
+            return
+        if len(self.refusals) > MAX_KINDS:
+            self.refusals.clear()
+        self.refusals[key] = (now, 0)
+        answered = f"answered {status}" if status else "closed"
+        more = f" ({since} more of this kind since the last time)" if since else ""
+        self.log.say(f"{listener}: a request was {answered}: {why}{more}")
+
+    def accepting_paused(self, why: str) -> None:
+        self.log.say(f"*** accepting no connections for a moment: {why} (max-fd and ulimit -n set the limit)")
+
+    def accepting_resumed(self) -> None:
+        """The next accept shows whether it helped; saying so each time would fill the log."""
+
+    def push_refused(self, core: int, why: str) -> None:
+        self.log.say(f"worker {core // self.threads + 1} could not be given a request: {why}; trying again")
+
+    def descriptor_lost(self, core: int) -> None:
+        self.log.say(
+            f"worker {core // self.threads + 1} had no free descriptor to take a request with; another core "
+            f"has it now (does the application leak descriptors? ulimit -n sets the limit)"
+        )
+

@@ -1,0 +1,44 @@
+"""What master and zygote say to each other: one fixed struct each, one SEQPACKET message each.
+
+Runs in: master and zygote. (Requests travel on the channels of the cores: _layout.pxd.)
+"""
+
+import struct
+from enum import IntEnum
+from typing import NamedTuple
+
+VERSION = 1
+_FORMAT = struct.Struct("<BBiiid")  # version, kind, slot, pid, error, seconds
+
+
+class Kind(IntEnum):
+    # master to zygote
+    FORK = 1  # slot; the descriptors that come along are the channels of its cores and its output pipe
+    # zygote to master
+    LOADED = 2  # the application is there; seconds: how long that took
+    NOT_LOADED = 3  # it isn't; the traceback is in the log
+    FORKED = 4  # slot, pid
+    FORK_FAILED = 5  # slot, error: an errno
+
+
+class Message(NamedTuple):
+    kind: Kind
+    slot: int = 0
+    pid: int = 0
+    error: int = 0
+    seconds: float = 0.0
+
+
+SIZE = _FORMAT.size
+
+
+def encode(message: Message) -> bytes:
+    return _FORMAT.pack(VERSION, *message)
+
+
+def decode(data: bytes) -> Message:
+    """Raises ValueError for anything that isn't a message of this version."""
+    if len(data) != SIZE or data[0] != VERSION:
+        raise ValueError(f"{data[:16]!r} is no message of version {VERSION}")
+    _, kind, slot, pid, error, seconds = _FORMAT.unpack(data)
+    return Message(Kind(kind), slot, pid, error, seconds)

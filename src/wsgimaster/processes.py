@@ -1,0 +1,133 @@
+"""The master's hold on its children: how a zygote is started, and what the master keeps of each process.
+
+The other side of each is zygote.py and worker.py. Nothing here decides.
+
+Runs in: the master.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wsgimaster.errors import StartError
+from wsgimaster.log import LineAssembler
+from wsgimaster.settings import Settings
+
+CHANNEL_BUFFER = 160 << 10  # bytes; the largest message has 82 KiB, and hosts differ in their default
+TITLE_ROOM = " " * 200  # in the zygote's command line, for its title and its workers'
+
+
+@dataclass(slots=True)
+class Child:
+    """A process and its output."""
+
+    pid: int
+    pidfd: int
+    output: int  # our end of the pipe behind its fds 1 and 2
+    lines: LineAssembler = field(default_factory=LineAssembler)
+
+    def kill(self) -> None:
+        signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def reap(self) -> int:
+        """Its exit code, or minus the signal. Only after the pidfd became readable."""
+        result = os.waitid(os.P_PID, self.pid, os.WEXITED)  # a pidfd that a loop watched is non-blocking
+        os.close(self.pidfd)
+        assert result is not None
+        return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+
+    def take_output(self, write: Callable[[bytes], None]) -> bool:
+        """Pass whole lines on; False at the end of the output."""
+        while True:
+            try:
+                data = os.read(self.output, 65536)
+            except BlockingIOError:
+                return True
+            if lines := self.lines.feed(data):
+                write(lines)
+            if not data:
+                return False
+
+
+def output_pipe() -> tuple[int, int]:
+    """Our end, non-blocking, and the child's, blocking."""
+    ours, theirs = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(ours, False)
+    return ours, theirs
+
+
+def make_channel() -> tuple[int, int]:
+    """One core's channel: the master's end and the worker's."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in ends:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CHANNEL_BUFFER)
+    return ends[0].detach(), ends[1].detach()
+
+
+def interpreter(home: str | None) -> str:
+    """The Python that loads the application: the virtualenv's, else ours."""
+    if home is None:
+        return sys.executable
+    path = Path(home) / "bin" / "python"
+    if not path.exists():
+        raise StartError(f"home = {home}: no virtualenv there ({path} doesn't exist)")
+    return str(path)
+
+
+def plan_for_zygote(settings: Settings, descriptors: tuple[int, int]) -> dict[str, Any]:
+    """What zygote and workers need to know, as plain values: they have no pydantic."""
+    app, processes, log = settings.app, settings.processes, settings.logging
+    return {
+        "python": list(sys.version_info[:2]),
+        "home": app.home,
+        "module": app.module,
+        "file": app.file,
+        "callable": app.callable,
+        "pythonpath": list(app.pythonpath),
+        "lazy": app.lazy,
+        "required": app.required,
+        "processes": processes.processes,
+        "threads": processes.threads,
+        "timeout": settings.sockets.timeout,
+        "limit_as": processes.limit_as,
+        "descriptors": list(descriptors),
+        "titles": settings.titles.model_dump(),
+        "log_all": log.requests,
+        "log_4xx": log.requests_4xx,
+        "log_5xx": log.requests_5xx,
+    }
+
+
+def start_zygote(
+    plan: dict[str, Any], environment: dict[str, str], board: int, doorbell: int
+) -> tuple[Child, socket.socket]:
+    """Exec a zygote, which begins to load the application; its process and the control socket. Raises OSError."""
+    control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    control.send(json.dumps(plan).encode())
+    ours, output = output_pipe()
+    script = str(Path(__file__).with_name("zygote.py"))
+    python = interpreter(plan["home"])
+    numbers = [str(fd) for fd in (theirs.fileno(), board, doorbell, os.getpid())]
+    inherited = [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in (theirs.fileno(), board, doorbell)]  # clears close-on-exec
+    pid = os.posix_spawn(
+        python,
+        [python, "-P", script, *numbers, TITLE_ROOM],
+        environment,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_DUP2, output, 1),
+            (os.POSIX_SPAWN_DUP2, output, 2),
+            *inherited,
+        ],
+        setsigmask=[],
+    )
+    os.close(output)
+    theirs.close()
+    control.setblocking(False)
+    return Child(pid, os.pidfd_open(pid), ours), control

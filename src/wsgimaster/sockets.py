@@ -1,0 +1,201 @@
+"""The listening sockets: open them, close the door, tidy up.
+
+Runs in: the master.
+"""
+
+import errno
+import os
+import socket
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsgimaster import _process
+from wsgimaster.errors import StartError
+from wsgimaster.settings import Address, Family, Protocol, Sockets
+
+DEFAULT_WAITING = 4096
+
+
+@dataclass(slots=True)
+class Listener:
+    address: Address
+    socket: socket.socket
+    inode: tuple[int, int] | None = None  # of a path that we made: device and inode
+
+    @property
+    def inherited(self) -> bool:
+        """Somebody else's too: never shut down, never unlinked."""
+        return self.address.family is Family.INHERITED
+
+    @property
+    def local(self) -> bool:
+        return self.socket.family == socket.AF_UNIX
+
+    @property
+    def http(self) -> bool:
+        return self.address.protocol is Protocol.HTTP
+
+    def describe(self, number: int) -> str:
+        """uWSGI's start-up line."""
+        fd = self.socket.fileno()
+        name = self.socket.getsockname()
+        if self.inherited:
+            return f"{self.address.protocol} socket {number} inherited as fd {fd}"
+        if self.local:
+            shown = "@" + self.address.path if self.address.family is Family.ABSTRACT else self.address.path
+            return f"{self.address.protocol} socket {number} bound to UNIX address {shown} fd {fd}"
+        shown = f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+        auto = " (port auto-assigned)" if self.address.port == 0 else ""
+        return f"{self.address.protocol} socket {number} bound to TCP address {shown}{auto} fd {fd}"
+
+
+def largest_backlog() -> int:
+    """net.core.somaxconn of this network namespace."""
+    try:
+        return int(Path("/proc/sys/net/core/somaxconn").read_text())
+    except (OSError, ValueError):
+        return socket.SOMAXCONN
+
+
+def waiting_limit(asked: int | None, largest: int) -> tuple[int, str | None]:
+    """How many requests may wait (`listen`), and a warning where that isn't what was asked for."""
+    if asked is None:
+        return min(DEFAULT_WAITING, largest), None
+    if asked > largest:
+        return largest, (
+            f"listen = {asked} is more than net.core.somaxconn allows; {largest} is used "
+            f"(sysctl -w net.core.somaxconn={asked} raises it)"
+        )
+    return asked, None
+
+
+def open_all(settings: Sockets) -> list[Listener]:
+    """All listening sockets, or none: raises StartError and closes what it had opened."""
+    opened: list[Listener] = []
+    try:
+        for address in settings.addresses:
+            opened.append(_open(address, settings))
+    except StartError:
+        tidy(opened)
+        raise
+    return opened
+
+
+def _open(address: Address, settings: Sockets) -> Listener:
+    try:
+        match address.family:
+            case Family.UNIX:
+                return _open_unix(address, settings)
+            case Family.ABSTRACT:
+                bound = socket.socket(socket.AF_UNIX)
+                bound.bind("\0" + address.path)
+            case Family.TCP:
+                bound = _open_tcp(address)
+            case Family.INHERITED:
+                bound = _inherit(address)
+    except OSError as error:
+        raise StartError(_why_not(address, error)) from error
+    _listen(bound)
+    return Listener(address, bound)
+
+
+def _why_not(address: Address, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"probably another instance of uWSGI is running on the same address ({address.name})."
+    return f"socket {address.name}: {error.strerror or error}"
+
+
+def _listen(bound: socket.socket) -> None:
+    """The kernel's backlog is always as long as it can be; `listen` bounds what waits, wherever that is."""
+    bound.setblocking(False)
+    bound.listen(largest_backlog())
+
+
+def _open_tcp(address: Address) -> socket.socket:
+    family, kind, protocol, _, name = socket.getaddrinfo(
+        address.host or "0.0.0.0", address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    bound = socket.socket(family, kind, protocol)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Accepted sockets inherit it: a streamed answer would otherwise meet delayed acknowledgements (42 ms).
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    bound.bind(name)
+    return bound
+
+
+def _inherit(address: Address) -> socket.socket:
+    bound = socket.socket(fileno=address.fd)
+    bound.set_inheritable(False)
+    if not bound.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) and bound.family != socket.AF_UNIX:
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return bound
+
+
+def _open_unix(address: Address, settings: Sockets) -> Listener:
+    path = address.path
+    _remove_stale(path)
+    bound = socket.socket(socket.AF_UNIX)
+    bound.bind(path)
+    if settings.socket_mode is not None:
+        os.chmod(path, settings.socket_mode)  # noqa: PTH101
+    if settings.socket_owner is not None:
+        os.chown(path, *settings.socket_owner)
+    status = os.stat(path)  # noqa: PTH116
+    _listen(bound)
+    return Listener(address, bound, (status.st_dev, status.st_ino))
+
+
+def _remove_stale(path: str) -> None:
+    """A socket file that nobody listens on may be replaced, anything else may not."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(status.st_mode):
+        raise StartError(f"socket {path}: a file of that name exists and is no socket")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)  # noqa: PTH108
+            return
+        except BlockingIOError:
+            pass  # its backlog is full: somebody listens
+    raise StartError(f"probably another instance of uWSGI is running on the same address ({path}).")
+
+
+def close_door(listener: Listener) -> None:
+    """No new connection is taken, by nobody who holds the socket; what is queued can still be accepted.
+
+    Acts on the open file description, so that copies of the descriptor elsewhere don't matter.
+    """
+    if listener.inherited:
+        return
+    if listener.local:
+        listener.socket.shutdown(socket.SHUT_RD)
+    else:
+        _process.refuse_new_connections(listener.socket.fileno())
+
+
+def tidy(listeners: list[Listener], *, unlink: bool = False) -> list[str]:
+    """Close; with unlink (`vacuum`) remove the paths that are still ours. Returns what to log."""
+    said = []
+    for listener in listeners:
+        listener.socket.close()
+        if unlink and listener.inode is not None and _is_ours(listener):
+            try:
+                os.unlink(listener.address.path)  # noqa: PTH108
+                said.append(f"VACUUM: unix socket {listener.address.path} removed.")
+            except OSError as error:
+                said.append(f"VACUUM: unix socket {listener.address.path} stays: {error.strerror}")
+    return said
+
+
+def _is_ours(listener: Listener) -> bool:
+    try:
+        status = os.lstat(listener.address.path)
+    except OSError:
+        return False
+    return (status.st_dev, status.st_ino) == listener.inode

@@ -1,0 +1,131 @@
+"""From settings to a running master, step by step, and the tidying at the end.
+
+The order matters, because each step needs the rights or the directory of the one before: umask, log and daemon,
+pidfile (relative to where we were started), chdir, sockets (relative to chdir, as in uWSGI), privileges. What comes
+after that, the loop and everything it starts, has no root any more.
+
+Runs in: the master.
+"""
+
+import asyncio
+import contextlib
+import os
+import resource
+import sys
+from pathlib import Path
+
+import uvloop
+
+from wsgimaster import _process, privileges, sockets
+from wsgimaster.errors import StartError
+from wsgimaster.master import Master
+from wsgimaster.settings import Settings
+
+
+def run(settings: Settings, said: list[str]) -> int:
+    """Serve until told to stop; returns the exit code.
+
+    said: lines to log first (warnings of the configuration). Raises StartError where the machine refuses.
+    """
+    identity = settings.identity
+    if identity.umask is not None:
+        os.umask(identity.umask)
+    redirect_log(settings.logging.file or identity.daemonize)
+    if identity.daemonize is not None:
+        leave_terminal()
+    pidfiles = [path and str(Path(path).absolute()) for path in (identity.pidfile, identity.pidfile_late)]
+    write_pidfile(pidfiles[0])
+    listeners: list[sockets.Listener] = []
+    try:
+        if settings.app.chdir:
+            change_directory(settings.app.chdir)
+        descriptors = raise_descriptor_limit(settings.processes.max_fd)
+        listeners = sockets.open_all(settings.sockets)
+        warning = privileges.drop(identity)
+        write_pidfile(pidfiles[1])
+        _process.become_subreaper()
+        if settings.titles.automatic:
+            _process.set_title(master_title(settings))
+        said = [*said, *([warning] if warning else [])]
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(serve(settings, listeners, descriptors, said))
+    finally:
+        for line in sockets.tidy(listeners, unlink=settings.sockets.vacuum):
+            print(line, file=sys.stderr)
+        if settings.sockets.vacuum:
+            remove_pidfiles(pidfiles)
+
+
+async def serve(
+    settings: Settings, listeners: list[sockets.Listener], descriptors: tuple[int, int], said: list[str]
+) -> int:
+    return await Master(settings, listeners, descriptors, said).run()
+
+
+def redirect_log(path: str | None) -> None:
+    """`logto` and `daemonize`: what goes to fds 1 and 2 goes to the end of this file."""
+    if path is None:
+        return
+    try:
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+    except OSError as error:
+        raise StartError(f"log file {path}: {error.strerror}") from error
+    sys.stdout.flush()
+    for number in (1, 2):
+        os.dup2(log, number)
+    os.close(log)
+
+
+def leave_terminal() -> None:
+    """Become a daemon: a session of our own, without a way back to a terminal."""
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+
+
+def write_pidfile(path: str | None) -> None:
+    if path is None:
+        return
+    try:
+        Path(path).write_text(f"{os.getpid()}\n")
+    except OSError as error:
+        raise StartError(f"pidfile {path}: {error.strerror}") from error
+
+
+def remove_pidfiles(paths: list[str | None]) -> None:
+    """Only files that still name us."""
+    for path in paths:
+        with contextlib.suppress(OSError, ValueError):
+            if path is not None and int(Path(path).read_text()) == os.getpid():
+                Path(path).unlink()
+                print("VACUUM: pidfile removed.", file=sys.stderr)
+
+
+def change_directory(path: str) -> None:
+    try:
+        os.chdir(path)
+    except OSError as error:
+        raise StartError(f"chdir = {path}: {error.strerror}") from error
+
+
+def raise_descriptor_limit(max_fd: int | None) -> tuple[int, int]:
+    """Every open connection takes a descriptor of ours. Returns (soft, hard) for the workers: what we had."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        if max_fd is None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            return soft, hard
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max_fd, max(max_fd, hard)))
+        return max_fd, max(max_fd, hard)
+    except (OSError, ValueError) as error:
+        raise StartError(f"max-fd = {max_fd}: more than the hard limit of {hard}; only root can raise it") from error
+
+
+def master_title(settings: Settings) -> str:
+    titles = settings.titles
+    return f"{titles.prefix}{titles.master or titles.every or 'uWSGI master'}{titles.append}"

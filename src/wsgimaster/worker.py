@@ -1,0 +1,193 @@
+"""A worker's life around its serve loop: settle in, one core per thread, leave.
+
+Runs in: the worker (settle_in and load_application also in the zygote). Imports as little as it can: see zygote.py.
+"""
+
+import atexit
+import mmap
+import os
+import resource
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
+
+from wsgimaster import _process, _serve, loader
+from wsgimaster.errors import AppLoadError
+
+# The version of uWSGI whose interface is kept; applications compare it.
+UWSGI_VERSION = b"2.0.31"
+
+
+def settle_in(plan: dict[str, Any], role: str) -> None:
+    """In the zygote, before the application is imported: what it may rely on, as under uWSGI."""
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, _leave_to_master(os.getpid()))
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    sys.argv = ["uwsgi"]
+    sys.path[:0] = [*reversed(plan["pythonpath"]), "."]
+    _process.set_title(title(plan, role))
+
+
+def _leave_to_master(owner: int) -> Callable[[int, Any], None]:
+    """Signals that reach a whole process group or cgroup (Ctrl-C, systemd) are the master's to act on.
+
+    A child that the application forks inherits the handler: there the signal does what it does by default.
+    """
+
+    def handler(number: int, _frame: Any) -> None:
+        if os.getpid() != owner:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    return handler
+
+
+def title(plan: dict[str, Any], role: str) -> str:
+    """The process title: `procname` and its family, else our own."""
+    titles = plan["titles"]
+    if not titles["automatic"]:
+        return f"wsgimaster {role}"
+    return f"{titles['prefix']}{titles['every'] or 'uWSGI ' + role}{titles['append']}"
+
+
+def load_application(plan: dict[str, Any]) -> Any:
+    """The WSGI callable, or None after its traceback has been logged."""
+    try:
+        return loader.load(plan["module"], plan["file"], plan["callable"])
+    except AppLoadError as error:
+        traceback.print_exception(error.__cause__ or error)
+        sys.stderr.write(f"*** the application could not be loaded: {error}\n")
+        return None
+
+
+def run(plan: dict[str, Any], slot: int, descriptors: list[int], board_fd: int, application: Any) -> NoReturn:
+    """Everything from the fork to the exit. slot: 1 to processes."""
+    status = 1
+    try:
+        *channels, output = descriptors
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.close(output)
+        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(name, _leave_to_master(os.getpid()))
+        _process.set_title(title(plan, f"worker {slot}"))
+        set_limits(plan)
+        if application is None:
+            application = load_in_worker(plan, slot)
+        serve(plan, slot, channels, board_fd, application)
+        status = 0
+    except SystemExit as leaving:
+        status = leaving.code if isinstance(leaving.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        leave(status)
+
+
+def set_limits(plan: dict[str, Any]) -> None:
+    if plan["limit_as"]:
+        resource.setrlimit(resource.RLIMIT_AS, (plan["limit_as"], plan["limit_as"]))
+    soft, hard = plan["descriptors"]  # what the master was started with; it raised its own
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def load_in_worker(plan: dict[str, Any], slot: int) -> Any:
+    """`lazy-apps`, or a zygote without an application. Exits with 22 under `need-app`, as uWSGI does."""
+    application = load_application(plan) if plan["lazy"] else None
+    if application is None and plan["required"]:
+        sys.exit(22)
+    if application is None and slot == 1:
+        sys.stderr.write(
+            "*** no application is loaded: every request gets a 500 until one is. "
+            "need-app = true makes this an error at the start.\n"
+        )
+    return application or no_application
+
+
+def no_application(_environ: Any, start_response: Any) -> list[bytes]:
+    """uWSGI's answer when it has nothing to serve."""
+    start_response("500 Internal Server Error", [("Content-Type", "text/plain"), ("Connection", "close")])
+    return [b"Internal Server Error"]
+
+
+def serve(plan: dict[str, Any], slot: int, channels: list[int], board_fd: int, application: Any) -> None:
+    """One core per channel; core 1 in the main thread, since applications use signal.alarm."""
+    memory = mmap.mmap(board_fd, 0)
+    threads = len(channels)
+    cores = [
+        _serve.Core(
+            channel,
+            memory,
+            (slot - 1) * threads + number,
+            number,
+            application,
+            base_environ(plan, number),
+            plan["timeout"],
+            log_all=plan["log_all"],
+            log_4xx=plan["log_4xx"],
+            log_5xx=plan["log_5xx"],
+            complain=lambda text: print(text, file=sys.stderr),
+            report=report_exception,
+        )
+        for number, channel in enumerate(channels)
+    ]
+    others = [
+        threading.Thread(target=core.serve, name=f"uWSGIWorker{slot}Core{number}", daemon=True)
+        for number, core in enumerate(cores[1:], start=1)
+    ]
+    for thread in others:
+        thread.start()
+    cores[0].serve()
+    for thread in others:
+        thread.join()
+
+
+def base_environ(plan: dict[str, Any], core: int) -> dict[str, Any]:
+    """What is the same in every environ; variables of the request are laid over it."""
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": "GET",
+        "SCRIPT_NAME": "",
+        "QUERY_STRING": "",
+        "SERVER_PROTOCOL": "HTTP/1.0",
+        "SERVER_PORT": "80",
+        "wsgi.version": (1, 0),
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": plan["threads"] > 1,
+        "wsgi.multiprocess": plan["processes"] > 1,
+        "wsgi.run_once": False,
+        "wsgi.file_wrapper": _serve.FileWrapper,
+        "uwsgi.version": UWSGI_VERSION,
+        "uwsgi.node": os.uname().nodename.encode(),
+    }
+    if plan["threads"] > 1:
+        environ["uwsgi.core"] = core
+    return environ
+
+
+def report_exception(method: str, uri: str) -> None:
+    """Called inside an except block: the traceback, with the request it belongs to."""
+    error = sys.exc_info()[1]
+    # From the application's first frame on; ours above it say nothing.
+    sys.stderr.write(f"{method} {uri}: exception in the application\n{''.join(_lines(error))}")
+
+
+def _lines(error: BaseException | None) -> Iterable[str]:
+    return traceback.format_exception(error) if error is not None else []
+
+
+def leave(status: int) -> NoReturn:
+    """Join the application's threads, run its atexit handlers, and go without tearing down the interpreter.
+
+    C extensions crash in that teardown, and a thread that never ends is the master's to kill (worker-reload-mercy).
+    """
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(status)

@@ -1,0 +1,120 @@
+"""The zygote: loads the application once, then forks workers whenever the master asks.
+
+A plain synchronous process, started by exec, so that nothing of the master's loop, memory or clients is in it. It runs
+as a script under the application's own interpreter:
+
+    python -P zygote.py CONTROL SCOREBOARD DOORBELL MASTER PADDING
+
+CONTROL is its SEQPACKET socket to the master: the first message holds the plan (JSON), each further one asks for a
+fork. When the master is gone the socket ends, and so does the zygote; a parent-death signal covers an import
+that never comes back. PADDING is room for a process title.
+
+Only our package becomes visible to the application, not what stands beside it: the application's virtualenv may
+pin other versions of our dependencies. Hence the few imports here, and in everything that this imports.
+"""
+
+import gc
+import importlib.util
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def expose_package() -> None:
+    """Make `wsgimaster` importable from where this file stands, and nothing else of that directory."""
+    if "wsgimaster" in sys.modules:
+        return
+    home = Path(__file__).parent
+    spec = importlib.util.spec_from_file_location(
+        "wsgimaster", home / "__init__.py", submodule_search_locations=[str(home)]
+    )
+    assert spec is not None and spec.loader is not None
+    package = importlib.util.module_from_spec(spec)
+    sys.modules["wsgimaster"] = package
+    spec.loader.exec_module(package)
+
+
+def main(arguments: list[str]) -> None:
+    control_fd, board_fd, doorbell, master = (int(text) for text in arguments[:4])
+    control = socket.socket(fileno=control_fd)
+    plan: dict[str, Any] = json.loads(control.recv(1 << 20))
+    if list(sys.version_info[:2]) != plan["python"]:
+        wanted = ".".join(str(part) for part in plan["python"])
+        found = f"{sys.version_info[0]}.{sys.version_info[1]}"
+        sys.stderr.write(
+            f"home = {plan['home']}: its Python is {found}, but wsgimaster runs on {wanted}. "
+            f"Make the virtualenv with Python {wanted}, or install wsgimaster into it.\n"
+        )
+        sys.exit(1)
+    expose_package()
+    from wsgimaster import _process, worker
+
+    _process.die_with_parent(signal.SIGKILL, master)
+    worker.settle_in(plan, "zygote")
+    Zygote(plan, control, board_fd, doorbell).run()
+
+
+class Zygote:
+    """plan: what the master wrote for us, see `master.plan_for_zygote`."""
+
+    def __init__(self, plan: dict[str, Any], control: socket.socket, board_fd: int, doorbell: int) -> None:
+        from wsgimaster import messages
+
+        self.messages = messages
+        self.plan = plan
+        self.control = control
+        self.board_fd, self.doorbell = board_fd, doorbell
+        self.application: Any = None
+
+    def run(self) -> None:
+        """Load, then fork on demand until the master closes the socket."""
+        from wsgimaster import worker
+
+        kind = self.messages.Kind
+        started = time.monotonic()
+        if not self.plan["lazy"]:
+            self.application = worker.load_application(self.plan)
+            if self.application is None and self.plan["required"]:
+                self.say(kind.NOT_LOADED)
+                sys.exit(22)
+        gc.collect()
+        gc.freeze()  # the first full collection of a worker would copy the pages that all share
+        self.say(kind.LOADED, seconds=time.monotonic() - started)
+        while True:
+            data, descriptors, _, _ = socket.recv_fds(self.control, self.messages.SIZE, 253)
+            if not data:
+                os._exit(0)  # atexit handlers belong to workers
+            message = self.messages.decode(data)
+            if message.kind == kind.FORK:
+                self.fork(message.slot, descriptors)
+
+    def fork(self, slot: int, descriptors: list[int]) -> None:
+        """The descriptors: the channels of the worker's cores, then its output pipe."""
+        from wsgimaster import _process, worker
+
+        try:
+            pid = _process.fork_sibling()
+        except OSError as error:
+            self.say(self.messages.Kind.FORK_FAILED, slot, error=error.errno or 0)
+        else:
+            if pid == 0:
+                self.control.close()
+                worker.run(self.plan, slot, descriptors, self.board_fd, self.application)
+            self.say(self.messages.Kind.FORKED, slot, pid)
+        for fd in descriptors:
+            os.close(fd)
+
+    def say(self, kind: Any, slot: int = 0, pid: int = 0, error: int = 0, seconds: float = 0.0) -> None:
+        try:
+            self.control.send(self.messages.encode(self.messages.Message(kind, slot, pid, error, seconds)))
+        except OSError:
+            os._exit(0)  # the master is gone
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
