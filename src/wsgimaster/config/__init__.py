@@ -1,5 +1,6 @@
 """From what people wrote (files, command line, environment) to Settings; load.load is the door.
 
-options (the table) <- spelling, commandline, values, help; language (text in, assignments out) and system (the
-machine's facts) <- sources (all assignments in uWSGI's order) <- load (assignments to Settings).
+options holds the table that everything else reads. language turns text into keys and values, commandline
+does the same for argv, system asks the machine; sources puts all of it in uWSGI's order. values reads the
+text of one option, notes collects what people should know, load makes Settings of it.
 """

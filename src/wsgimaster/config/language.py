@@ -4,7 +4,7 @@ A file passes through three stages, and the order matters because each sees the 
 
 1. magic variables (`%d`, `%k`) are replaced in the raw text of the file, comments and all (`split_lines`);
 2. lines become keys and values of one section (`read_ini`);
-3. when everything is gathered, `$(NAME)`, then `@(file)`, then `%(name)` are replaced in the values (`Substitution`).
+3. when everything is gathered, `$(NAME)`, then `@(file)`, then `%(name)` are replaced (`Substitution`).
 
 Behaviour that looks odd here was observed on uWSGI 2.0.31 and is kept, because files were written around it.
 Hostile text costs linear time: no stage looks at a character more than a bounded number of times.
@@ -150,7 +150,9 @@ def read_ini(text: str, section: str, magic: Mapping[str, str]) -> Ini:
             current = line[1:-1]
             found = found or current == section
             if line[-1] != "]":
-                notes.append((number, f"this line starts the section {current!r}, because it doesn't end in ]"))
+                notes.append(
+                    (number, f"this line starts the section {current!r}, because it doesn't end in ]")
+                )
         elif current is None:
             if not notes:
                 notes.append((number, "this line stands before the first section, nothing reads it"))
@@ -174,9 +176,11 @@ class Substitution:
 
     What a lookup returns is looked at again, in place, so a value may hold further placeholders and the name
     of one may be built from others: `%(path_%(stage))`. A lookup that returns None leaves the text as it is,
-    with every bracket around it. Two oddities of uWSGI, which starts again at the *second* character after each
-    replacement, are kept: a placeholder at the very start of a text isn't seen again once something inside or
-    instead of it was replaced, and another symbol inside a name ends the search for that name.
+    with every bracket around it.
+
+    Two oddities of uWSGI are kept. It starts again at the *second* character after each replacement, so a
+    placeholder at the very start isn't seen again once something inside or instead of it was replaced. And
+    another symbol inside a name ends the search for that name.
     """
 
     def __init__(self, symbol: str, lookup: Lookup) -> None:
@@ -252,7 +256,9 @@ class _Scan:
             return ""
         self._replaced += 1
         if self._replaced > MAX_SUBSTITUTIONS:
-            raise LanguageError(f"more than {MAX_SUBSTITUTIONS} replacements in one value: it contains itself")
+            raise LanguageError(
+                f"more than {MAX_SUBSTITUTIONS} replacements in one value: it contains itself"
+            )
         self._charge(len(value) + 1)
         self._open.pop()
         del self._output[start:]
@@ -307,7 +313,7 @@ def calculate(left: str, operator: str, right: str) -> str:
 
 
 def leading_integer(text: str) -> int:
-    """Return the integer at the start of a text as C's strtol reads it: text counts as 0, too much as the most."""
+    """Return the integer at the start of a text as C's strtol reads it: 0 without one, never over 64 bits."""
     # the cut keeps long rows of operations on long texts linear; no number anybody writes is longer
     match = re.match(r"[ \t\r\n\v\f]*([+-]?[0-9]+)", text[:1000])
     if not match:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from wsgimaster import __version__
 from wsgimaster.config import commandline
 from wsgimaster.config.addresses import is_public
 from wsgimaster.config.help import help_text
-from wsgimaster.config.language import Assignment, Source
+from wsgimaster.config.language import Assignment
 from wsgimaster.config.notes import Notes
 from wsgimaster.config.options import BY_NAME, FLAGS, LISTS, Kind, Option, State
 from wsgimaster.config.sources import Gathered, gather
@@ -20,7 +21,6 @@ from wsgimaster.config.values import READERS, Context, Value, is_on
 from wsgimaster.errors import ConfigError, ConfigErrors
 from wsgimaster.settings import (
     App,
-    Family,
     Identity,
     Logging,
     Processes,
@@ -44,19 +44,23 @@ SECTIONS: dict[str, type[BaseModel]] = {
 class Loaded:
     """What a configuration says.
 
-    action "version" or "help": print `text` and exit 0, `settings` are the defaults; "show-config": log `text`
-    and go on, as uWSGI does; None: start.
+    action "version" or "help": print `text` and exit 0, there are no settings; "show-config": log `text` and
+    go on, as uWSGI does; None: start.
     """
 
-    settings: Settings = Settings()
+    settings: Settings = field(default_factory=Settings)
     warnings: tuple[str, ...] = ()  # one line each, ready for the log
-    no_effect: tuple[tuple[str, str], ...] = ()  # (option as written, where) of known ones that do nothing yet
+    no_effect: tuple[
+        tuple[str, str], ...
+    ] = ()  # (option as written, where) of known ones that do nothing yet
     effective: tuple[tuple[str, str | None, str], ...] = ()  # (name, value, where), in order, all replaced
     action: str | None = None
     text: str = ""
 
 
-def load(argv: list[str], environ: Mapping[str, str], cwd: str, system: System | None = None, width: int = 100) -> Loaded:
+def load(
+    argv: list[str], environ: Mapping[str, str], cwd: str, system: System | None = None, width: int = 100
+) -> Loaded:
     """Return the configuration, or raise ConfigErrors with everything that is wrong with it.
 
     argv: without the program's name; cwd: the start directory, to which file names are relative;
@@ -89,6 +93,7 @@ def load(argv: list[str], environ: Mapping[str, str], cwd: str, system: System |
     )
 
 
+UNSET_VARIABLE = re.compile(r"\$\((\w+)\)")  # what is left of `$(NAME)` after the pass
 NO_SOCKET = "add socket = ... or http-socket = ..."
 
 
@@ -109,7 +114,9 @@ class _Build:
     shows_config: bool = False
     _values: dict[str, Value] = field(default_factory=dict)  # by "section.field"
     _origin: dict[str, int] = field(default_factory=dict)  # the same: place of the last assignment
-    _flags: dict[str, dict[str, bool]] = field(default_factory=dict)  # options that switch the same setting on
+    _flags: dict[str, dict[str, bool]] = field(
+        default_factory=dict
+    )  # options that switch the same setting on
 
     def __post_init__(self) -> None:
         self.notes = Notes(self.gathered.used)
@@ -150,13 +157,15 @@ class _Build:
     def _read(self, index: int, assignment: Assignment, option: Option) -> None:
         if option.names[0] in ("protocol", "abstract-socket"):  # were read before the addresses
             return
+        unset = UNSET_VARIABLE.search(assignment.value or "")
+        hint = f"the environment has no {unset[1]}" if unset else None
         try:
             value, note = READERS[option.kind](option, assignment.value, self.context)
         except ValueError as error:
-            self._refuse(index, assignment, str(error))
+            self._refuse(index, assignment, str(error), hint)
             return
-        if note:
-            self.notes.add(assignment, note)
+        if note or hint:
+            self.notes.add(assignment, " and ".join(part for part in (hint, note) if part))
         self._origin[option.field] = index
         if option.kind in LISTS:
             before = self._values.get(option.field, ())
@@ -208,7 +217,9 @@ class _Build:
 
     def _section(self, name: str) -> BaseModel | None:
         prefix = f"{name}."
-        values = {key.removeprefix(prefix): one for key, one in self._values.items() if key.startswith(prefix)}
+        values = {
+            key.removeprefix(prefix): one for key, one in self._values.items() if key.startswith(prefix)
+        }
         try:
             return SECTIONS[name](**values)
         except ValidationError as error:
@@ -225,8 +236,8 @@ class _Build:
         for address in settings.sockets.addresses:
             if address.protocol is Protocol.UWSGI and is_public(address):
                 self.notes.warnings.append(
-                    f"the uwsgi socket {address.name} may be open to other machines, and whoever reaches it can "
-                    "set any variable; name those that may: allow-from = 10.0.0.0/8"
+                    f"the uwsgi socket {address.name} may be open to other machines, and whoever reaches it"
+                    " can set any variable; name those that may: allow-from = 10.0.0.0/8"
                 )
 
     def _refuse(self, index: int, assignment: Assignment, problem: str, hint: str | None = None) -> None:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 from wsgimaster.config.language import Assignment, Source
-from wsgimaster.config.options import FLAGS, LISTS, NUMBERS, Kind, Option, State
+from wsgimaster.config.options import FLAGS, NUMBERS, Kind, Option, State
 from wsgimaster.config.spelling import nearest, plain
 from wsgimaster.config.values import INLINE_COMMENT, is_on
 
@@ -41,7 +41,9 @@ class Notes:
         if meant and plain(assignment.name) == meant:
             self.add(assignment, f"is ignored, the option is spelled {meant}")
         elif meant:
-            self.add(assignment, f"is no option and nothing uses it as %({assignment.name}); did you mean {meant}?")
+            self.add(
+                assignment, f"is no option and nothing uses it as %({assignment.name}); did you mean {meant}?"
+            )
         else:
             self.add(assignment, f"is no option and nothing uses it as %({assignment.name})")
 

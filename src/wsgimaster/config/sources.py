@@ -1,7 +1,7 @@
 """Everything that was written, in uWSGI's order: environment, command line, positional files.
 
-An option that steers the reading (`ini`, `set`, `strict` ...) takes effect on the spot, so a file's lines stand
-where it was named. When all is gathered, `$(NAME)`, `@(file)` and `%(name)` are replaced in what is left.
+An option that steers the reading (`ini`, `set`, `strict` ...) takes effect on the spot, so a file's lines
+stand where it was named. When all is gathered, `$(NAME)`, `@(file)` and `%(name)` are replaced in the rest.
 """
 
 from __future__ import annotations
@@ -37,9 +37,16 @@ DEFAULT_SECTION = "uwsgi"
 # Set by uWSGI itself for its children; they are no options.
 IGNORED_VARIABLES = frozenset(
     f"UWSGI_{name}"
-    for name in (
-        "BROODLORD_NUM EMPEROR_FD EMPEROR_FD_CONFIG EMPEROR_PROXY JAIL_PID ORIGINAL_PROC_NAME RELOADS VASSALS_DIR"
-    ).split()
+    for name in [
+        "BROODLORD_NUM",
+        "EMPEROR_FD",
+        "EMPEROR_FD_CONFIG",
+        "EMPEROR_PROXY",
+        "JAIL_PID",
+        "ORIGINAL_PROC_NAME",
+        "RELOADS",
+        "VASSALS_DIR",
+    ]
 )
 
 OTHER_FORMATS = (".xml", ".yaml", ".yml", ".json", ".js", ".toml")
@@ -48,7 +55,7 @@ BLOCK_ENDS = frozenset({"endfor", "end-for", "endif", "end-if", "end"})
 
 @dataclass(slots=True)
 class Gathered:
-    """What all sources hold together; `errors` and `warnings` carry the place in `assignments` they belong to."""
+    """What all sources hold together; an error carries the place in `assignments` that it belongs to."""
 
     assignments: list[Assignment] = field(default_factory=list)
     errors: list[tuple[int, ConfigError]] = field(default_factory=list)
@@ -88,7 +95,9 @@ def environment_assignments(environ: Mapping[str, str]) -> list[Assignment]:
 def unknown_option(assignment: Assignment) -> ConfigError:
     """Return the error for a name that is no option, with the nearest one that is."""
     meant = nearest(assignment.name)
-    hint = f"did you mean {meant}?" if meant else "a placeholder needs set-placeholder = name=value under strict"
+    hint = (
+        f"did you mean {meant}?" if meant else "a placeholder needs set-placeholder = name=value under strict"
+    )
     return ConfigError(assignment.where, assignment.name, "unknown option", hint)
 
 
@@ -189,7 +198,9 @@ class _Reader:
         if name.endswith(".ini"):
             self._read(assignment, name, "")
         else:
-            self._refuse(assignment, f"expected a file that ends in .ini, found {name!r}", "ini = takes any name")
+            self._refuse(
+                assignment, f"expected a file that ends in .ini, found {name!r}", "ini = takes any name"
+            )
 
     # files
 
@@ -206,7 +217,9 @@ class _Reader:
             if self._files_read == MAX_FILES + 1:
                 self._refuse(assignment, f"more than {MAX_FILES} files are read")
         elif "://" in name:
-            self._refuse(assignment, f"only files are read, found {name!r}", "download or write the file first")
+            self._refuse(
+                assignment, f"only files are read, found {name!r}", "download or write the file first"
+            )
         else:
             self._last_file = name
             ini = self._parse(assignment, name, path, section)

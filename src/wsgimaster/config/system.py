@@ -26,7 +26,8 @@ def read_file(path: str) -> bytes:
 
 def expand_glob(pattern: str, directory: str) -> list[str]:
     """Return the sorted matches of a pattern, relative ones as seen from the directory."""
-    return sorted(glob.glob(pattern, root_dir=directory))  # noqa: PTH207 - Path.glob refuses absolute patterns
+    # Path.glob refuses absolute patterns
+    return sorted(glob.glob(pattern, root_dir=directory))  # noqa: PTH207
 
 
 def user_id(name: str) -> int | None:

@@ -1,4 +1,4 @@
-"""From the text of one option to its value, by the option's kind; loose where uWSGI is loose, and then it says so.
+"""From the text of one option to its value, by the option's kind; as loose as uWSGI, but not in silence.
 
 A reader gets the text (None: the command line gave none) and returns (value, note): the note is what a person
 should know ("" nothing). What can't be read is a ValueError that says what was expected.
@@ -17,6 +17,8 @@ from wsgimaster.config.system import System
 from wsgimaster.settings import Network, Protocol
 
 INLINE_COMMENT = re.compile(r"(?:^|[ \t])[;#]")
+LOOKS_OFF = re.compile(r"(?i)(?:false|off|no|0+|none|null|disabled?|never|n|f)\b")
+LOOKS_ON = ("true", "1", "yes", "on")
 LARGEST = {Kind.INT: 2**31 - 1, Kind.SIGNED: 2**31 - 1}  # a C int; the others are 64 bits wide
 
 Value = object
@@ -40,8 +42,8 @@ def is_on(text: str | None) -> bool:
 
 def read_flag(option: Option, text: str | None, _: Context) -> Read:
     on = is_on(text)
-    negative = on and text is not None and re.match(r"(?i)(false|off|no|0+|none|null|disabled?|never|n|f)\b", text)
-    note = f"{text!r} counts as true, only false, off, no and 0 are false" if negative else ""
+    odd = on and text is not None and LOOKS_OFF.match(text)
+    note = f"{shortened(text or '')} counts as true, only false, off, no and 0 are false" if odd else ""
     return (not on if option.kind is Kind.CLEARED else on), note
 
 
@@ -64,13 +66,13 @@ def loose_number(kind: Kind, text: str | None) -> tuple[int, str]:
     if not digits:
         return number, f"{shortened(text)} is no number and counts as 0"
     tail = text[match.end() if match else 0 :]
-    odd = tail.strip() and not INLINE_COMMENT.match(tail)
+    odd = tail.strip() and tail.lstrip()[0] not in ";#"
     return number, f"{shortened(text)} counts as {number}" if odd else ""
 
 
 def read_u16(option: Option, text: str | None, _: Context) -> Read:
     number, note = loose_number(option.kind, text)
-    return (number, note) if number <= 65535 else (65535, f"{number} is more than 16 bits hold: it counts as 65535")
+    return (number, note) if number <= 65535 else (65535, f"{number} counts as 65535, the most there is")
 
 
 def read_megabytes(option: Option, text: str | None, _: Context) -> Read:
@@ -105,8 +107,7 @@ def read_spaced(_: Option, text: str | None, __: Context) -> Read:
 def read_file_name(_: Option, text: str | None, __: Context) -> Read:
     if not text:
         raise ValueError("expected the name of a file")
-    note = f"takes the name of a file: {text!r} becomes one" if text.lower() in ("true", "1", "yes", "on") else ""
-    return text, note
+    return text, f"takes the name of a file: {text!r} becomes one" if text.lower() in LOOKS_ON else ""
 
 
 def read_log_file(option: Option, text: str | None, context: Context) -> Read:

@@ -1,0 +1,5 @@
+"""python -m wsgimaster"""
+
+from wsgimaster.cli import main
+
+main()

@@ -1,0 +1,59 @@
+"""The command line: arguments and files in, an exit code out.
+
+Exit codes are uWSGI's: 0 after a normal stop, 1 for a configuration or a machine that doesn't allow the start, 22 when
+no application could be loaded under `need-app`.
+"""
+
+import os
+import sys
+from typing import NoReturn
+
+from wsgimaster.config.load import Loaded, load
+from wsgimaster.errors import ConfigErrors, StartError
+
+OLDEST_KERNEL = (5, 10)
+
+
+def main() -> NoReturn:
+    """The console script `wsgimaster`."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Returns the exit code."""
+    if problem := unsupported_system(sys.platform, os.uname().release):
+        print(f"wsgimaster: {problem}", file=sys.stderr)
+        return 1
+    try:
+        loaded = load(arguments, os.environ, os.getcwd())  # noqa: PTH109: relative names are shown as written
+    except ConfigErrors as errors:
+        for error in errors.errors:
+            print(f"wsgimaster: {error}", file=sys.stderr)
+        return 1
+    if loaded.action in ("version", "help"):
+        print(loaded.text)
+        return 0
+    return serve(loaded)
+
+
+def serve(loaded: Loaded) -> int:
+    # Only now: --help and a wrong option shouldn't have to wait for the event loop's library.
+    from wsgimaster import startup
+
+    try:
+        return startup.run(loaded.settings, [*loaded.warnings, *loaded.text.splitlines()])
+    except StartError as error:
+        print(f"wsgimaster: {error}", file=sys.stderr)
+        return 1
+
+
+def unsupported_system(platform: str, release: str) -> str | None:
+    """Why this system can't run us, or None. release: as uname gives it, such as 6.1.0-18-amd64."""
+    if platform != "linux":
+        return f"Linux is needed (descriptor passing, memfd, pidfd); this is {platform}"
+    numbers = release.split("-")[0].split(".")[:2]
+    if all(number.isdigit() for number in numbers) and tuple(map(int, numbers)) < OLDEST_KERNEL:
+        return f"Linux 5.10 or newer is needed (pidfd_open, close_range); this is {release}"
+    return None
+
+
