@@ -174,7 +174,7 @@ class Stopping(Enum):
 
 def backoff(crashes: int) -> float:
     """Seconds before the next try, after this many young deaths in a row: 0, 1, 2, 4, 8, 16, 30, 30 ..."""
-    return 0.0 if crashes <= 1 else min(LONGEST_BACKOFF, 2.0 ** (crashes - 2))
+    return 0.0 if crashes <= 1 else min(LONGEST_BACKOFF, 2.0 ** min(crashes - 2, 10))
 
 
 @dataclass(slots=True)

@@ -64,12 +64,13 @@ class LogWriter:
                 self._waiting.clear()
                 self._waiting_bytes = 0
                 dropped = self.dropped_lines
-            if dropped > told:
-                gap = f"*** {dropped - told} log lines were dropped here: nobody took them off our hands\n"
-                data, told = gap.encode() + data, dropped
-            self._write_all(data)
+            gap = f"*** {dropped - told} log lines were dropped here: nobody took them off our hands\n"
+            if self._write_all(gap.encode() + data if dropped > told else data):
+                told = dropped
+            else:
+                self.dropped_lines += data.count(b"\n")
 
-    def _write_all(self, data: bytes) -> None:
+    def _write_all(self, data: bytes) -> bool:
         view = memoryview(data)
         while view:
             try:
@@ -77,9 +78,9 @@ class LogWriter:
             except BlockingIOError:  # somebody else made it non-blocking
                 select.select([], [self._fd], [])
             except OSError:  # the disk is full or the reader gone: lost, and the next line may do better
-                self.dropped_lines += data.count(b"\n")
                 time.sleep(0.05)  # in the log's own thread: don't spin on a disk that is full
-                return
+                return False
+        return True
 
 
 class LineAssembler:

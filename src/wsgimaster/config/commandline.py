@@ -51,7 +51,8 @@ def parse(arguments: list[str]) -> CommandLine:
 
 def _long(argument: str, rest: list[str], result: CommandLine) -> None:
     written, glued, value = argument[2:].partition("=")
-    matches = [written] if written in BY_NAME else [name for name in BY_NAME if name.startswith(written)]
+    prefix = written or "="  # no name starts with that
+    matches = [written] if written in BY_NAME else [name for name in BY_NAME if name.startswith(prefix)]
     options = {BY_NAME[name].names: BY_NAME[name] for name in matches}
     if len(options) > 1:
         result.refuse(f"--{written}", f"is short for {_some(matches)}", "write it out")

@@ -17,7 +17,7 @@ from wsgimaster.config.notes import Notes
 from wsgimaster.config.options import BY_NAME, FLAGS, LISTS, Kind, Option, State
 from wsgimaster.config.sources import Gathered, gather
 from wsgimaster.config.system import System
-from wsgimaster.config.values import READERS, Context, Value, is_on
+from wsgimaster.config.values import READERS, Context, Value, is_on, shortened
 from wsgimaster.errors import ConfigError, ConfigErrors
 from wsgimaster.settings import (
     App,
@@ -191,7 +191,7 @@ class _Build:
                 try:
                     protocol = Protocol(assignment.value or "")
                 except ValueError:
-                    problem = f"expected uwsgi or http, found {assignment.value!r}"
+                    problem = f"expected uwsgi or http, found {shortened(assignment.value)}"
                     self._refuse(index, assignment, problem, "the other protocols aren't served")
         self.context = Context(self.context.system, self.context.cwd, protocol, abstract)
 
@@ -227,7 +227,7 @@ class _Build:
                 index = self._origin[f"{name}.{problem['loc'][0]}"]
                 assignment = self.gathered.assignments[index]
                 message = problem["msg"].removeprefix("Input ").removeprefix("should ")
-                self._refuse(index, assignment, f"must {message}, found {assignment.value!r}")
+                self._refuse(index, assignment, f"must {message}, found {shortened(assignment.value)}")
             return None
 
     def _warn_of_open_sockets(self, settings: Settings) -> None:

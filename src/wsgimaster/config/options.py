@@ -541,7 +541,7 @@ TABLE: dict[str, tuple[Option, ...]] = {
     later("flock-wait2", TEXT, "the same as flock-wait, once in the background"),
     later("file-write", LIST, "file=text to write at start"),
     later("binsh", LIST, "shell for commands", default="/bin/sh"),
-    later("wait-for-interface wait-interface wait-for-iface wait-iface", LIST, "network interface to wait for"),
+    later("wait-for-interface wait-interface wait-for-iface wait-iface", LIST, "interface to wait for"),
     later("wait-for-interface-timeout wait-interface-timeout wait-for-iface-timeout wait-iface-timeout",
           INT, "seconds to wait for it"),
     later("wait-for-fs", LIST, "wait for a path"),

@@ -24,9 +24,9 @@ from wsgimaster.config.language import (
     read_ini,
 )
 from wsgimaster.config.options import BY_NAME, Kind
-from wsgimaster.config.spelling import nearest
+from wsgimaster.config.spelling import MAX_SUGGESTIONS, nearest
 from wsgimaster.config.system import System
-from wsgimaster.config.values import is_on
+from wsgimaster.config.values import is_on, shortened
 from wsgimaster.errors import ConfigError
 
 COMPATIBLE_VERSION = "2.0.31"  # `%V`: files compare it with uWSGI's
@@ -92,9 +92,9 @@ def environment_assignments(environ: Mapping[str, str]) -> list[Assignment]:
     ]
 
 
-def unknown_option(assignment: Assignment) -> ConfigError:
-    """Return the error for a name that is no option, with the nearest one that is."""
-    meant = nearest(assignment.name)
+def unknown_option(assignment: Assignment, suggest: bool) -> ConfigError:
+    """Return the error for a name that is no option; suggest: look for the nearest one that is."""
+    meant = nearest(assignment.name) if suggest else None
     hint = (
         f"did you mean {meant}?" if meant else "a placeholder needs set-placeholder = name=value under strict"
     )
@@ -110,6 +110,7 @@ class _Reader:
         self._magic = {**system.facts, "v": cwd, "V": COMPATIBLE_VERSION, "[": "\x1b"}
         self._strict = False
         self._reported: set[int] = set()
+        self._unknown_names = 0
         self._stack: list[tuple[str, str]] = []  # the (path, section) that are being read
         self._files_read = 0
         self._last_file: str | None = None  # what `ini = :section` refers to
@@ -136,7 +137,7 @@ class _Reader:
             return
         if not option and self._strict and not assignment.declared:
             self._reported.add(len(self.result.assignments))
-            self._error(unknown_option(assignment))
+            self._error(self._unknown(assignment))
         act = self._on_the_spot.get(option.names[0]) if option else None
         self.result.assignments.append(replace(assignment, settled=True) if act else assignment)
         if act:
@@ -158,7 +159,11 @@ class _Reader:
             for index, assignment in enumerate(self.result.assignments):
                 known = assignment.name in BY_NAME or assignment.declared or index in self._reported
                 if not known:
-                    self.result.errors.append((index, unknown_option(assignment)))
+                    self.result.errors.append((index, self._unknown(assignment)))
+
+    def _unknown(self, assignment: Assignment) -> ConfigError:
+        self._unknown_names += 1
+        return unknown_option(assignment, self._unknown_names <= MAX_SUGGESTIONS)
 
     # options that act on the spot
 
@@ -167,15 +172,18 @@ class _Reader:
 
     def _set(self, assignment: Assignment) -> None:
         name, equals, value = (assignment.value or "").partition("=")
+        option = BY_NAME.get(name)
         if not equals:
-            self._refuse(assignment, f"expected name=value, found {assignment.value!r}")
-            return
-        self.add(replace(assignment, name=name, value=value))
+            self._refuse(assignment, f"expected name=value, found {shortened(assignment.value)}")
+        elif option and option.names[0] == assignment.name:
+            self._refuse(assignment, "sets itself", f"write {value}")
+        else:
+            self.add(replace(assignment, name=name, value=value))
 
     def _set_placeholder(self, assignment: Assignment) -> None:
         name, equals, value = (assignment.value or "").partition("=")
         if not equals:
-            self._refuse(assignment, f"expected name=value, found {assignment.value!r}")
+            self._refuse(assignment, f"expected name=value, found {shortened(assignment.value)}")
         elif name in BY_NAME:
             self._refuse(assignment, f"{name} is an option, not a placeholder", f"write {name} = {value}")
         else:

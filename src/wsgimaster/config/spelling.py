@@ -6,6 +6,7 @@ from functools import lru_cache
 
 from wsgimaster.config.options import BY_NAME, State
 
+MAX_SUGGESTIONS = 50  # per configuration: one costs milliseconds, and a file with more has another problem
 LONGEST = 64  # characters; a longer name gets no suggestion, comparing it would only cost time
 
 # Names of other servers, and words that people expect, which no counting of letters would find.

@@ -43,7 +43,7 @@ def is_on(text: str | None) -> bool:
 def read_flag(option: Option, text: str | None, _: Context) -> Read:
     on = is_on(text)
     odd = on and text is not None and LOOKS_OFF.match(text)
-    note = f"{shortened(text or '')} counts as true, only false, off, no and 0 are false" if odd else ""
+    note = f"{shortened(text)} counts as true, only false, off, no and 0 are false" if odd else ""
     return (not on if option.kind is Kind.CLEARED else on), note
 
 
@@ -58,11 +58,12 @@ def loose_number(kind: Kind, text: str | None) -> tuple[int, str]:
     match = re.match(r"\s*([+-]?)([0-9]*)", text)
     sign, digits = (match[1], match[2]) if match else ("", "")
     if sign == "-" and digits.strip("0") and kind is not Kind.SIGNED:
-        raise ValueError(f"must not be negative, found {text!r}")
+        raise ValueError(f"must not be negative, found {shortened(text)}")
     largest = LARGEST.get(kind, 2**64 - 1)
-    if len(digits.lstrip("0")) > 20 or int(digits or "0") > largest:
+    significant = digits.lstrip("0") or "0"
+    if len(significant) > 20 or int(significant) > largest:
         raise ValueError(f"must be at most {largest}, found {shortened(text)}")
-    number = int(digits or "0") * (-1 if sign == "-" else 1)
+    number = int(significant) * (-1 if sign == "-" else 1)
     if not digits:
         return number, f"{shortened(text)} is no number and counts as 0"
     tail = text[match.end() if match else 0 :]
@@ -82,8 +83,8 @@ def read_megabytes(option: Option, text: str | None, _: Context) -> Read:
 
 
 def read_octal(_: Option, text: str | None, __: Context) -> Read:
-    if text is None or not re.fullmatch(r"0?[0-7]{1,4}", text):
-        raise ValueError(f"expected octal digits such as 022, found {text!r}")
+    if text is None or not re.fullmatch(r"0?[0-7]{1,3}", text):
+        raise ValueError(f"expected octal digits such as 022, found {shortened(text)}")
     return int(text, 8), ""
 
 
@@ -92,7 +93,7 @@ def read_mode(_: Option, text: str | None, __: Context) -> Read:
     if text in (None, "", "1"):
         return 0o666, ""
     if not re.fullmatch("[0-7]{3}", text or ""):
-        raise ValueError(f"expected three octal digits such as 660, found {text!r}")
+        raise ValueError(f"expected three octal digits such as 660, found {shortened(text)}")
     return int(text or "", 8), ""
 
 
@@ -107,12 +108,17 @@ def read_spaced(_: Option, text: str | None, __: Context) -> Read:
 def read_file_name(_: Option, text: str | None, __: Context) -> Read:
     if not text:
         raise ValueError("expected the name of a file")
-    return text, f"takes the name of a file: {text!r} becomes one" if text.lower() in LOOKS_ON else ""
+    return (
+        text,
+        f"takes the name of a file: {shortened(text)} becomes one" if text.lower() in LOOKS_ON else "",
+    )
 
 
 def read_log_file(option: Option, text: str | None, context: Context) -> Read:
     if text and ":" in text:
-        raise ValueError(f"logging to a UDP address isn't served yet, expected a file, found {text!r}")
+        raise ValueError(
+            f"logging to a UDP address isn't served yet, expected a file, found {shortened(text)}"
+        )
     return read_file_name(option, text, context)
 
 
@@ -148,7 +154,7 @@ def read_paths(_: Option, text: str | None, context: Context) -> Read:
 def read_variable(_: Option, text: str | None, __: Context) -> Read:
     name, equals, value = (text or "").partition("=")
     if not name:
-        raise ValueError(f"expected NAME=value, found {text!r}")
+        raise ValueError(f"expected NAME=value, found {shortened(text)}")
     note = "" if equals else f"{shortened(name)} has no =, it gets an empty value"
     return ((name, value),), note
 
@@ -197,9 +203,9 @@ def account_number(digits: str) -> int:
     return int(digits)
 
 
-def shortened(text: str) -> str:
+def shortened(text: str | None) -> str:
     """Return a text as it is shown in messages: quoted, and not longer than a line."""
-    return repr(text if len(text) <= 60 else text[:57] + "...")
+    return "nothing" if not text else repr(text if len(text) <= 60 else text[:57] + "...")
 
 
 READERS: dict[Kind, Callable[[Option, str | None, Context], Read]] = {

@@ -1,0 +1,153 @@
+"""The table of servers, and how one of them is started, found ready, and ended."""
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import procfs
+
+HERE = Path(__file__).resolve().parent
+APPS = HERE / "apps"
+BUILD = HERE / "build"
+VENV = HERE / ".venv"
+
+START_TIMEOUT = 45.0
+STOP_TIMEOUT = 10.0
+QUIET_WINDOW = 0.25  # a server is quiet when its tree spends less than QUIET_SHARE of a core for this long
+QUIET_SHARE = 0.02
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One row: `command` is filled with {socket}, {workers}, {build}, {venv}, {python} and {shm}."""
+
+    name: str
+    label: str
+    command: str
+
+
+# Each server gets what its own documentation advises for this use, and nothing that another can't have:
+# the same number of processes, one thread each, no request log. Listen backlogs stay at their defaults,
+# since all hold more than the clients that we have (uWSGI's, the smallest, holds 100).
+UWSGI = (
+    "{venv}/bin/uwsgi --socket {socket} --module hello:application --master --processes {workers} "
+    "--single-interpreter --need-app --die-on-term --disable-logging"
+)
+# Without the control socket, which would stay in the home directory; heartbeats in memory, as its FAQ says.
+GUNICORN = (
+    "{venv}/bin/gunicorn --protocol uwsgi --bind unix:{socket} --worker-class sync --workers {workers} "
+    "--worker-tmp-dir {shm} --no-control-socket --log-level warning hello:application"
+)
+WSGIMASTER = (
+    "{python} -m wsgimaster --socket {socket} --module hello:application --processes {workers} "
+    "--disable-logging"
+)
+
+CONTENDERS = (
+    Contender("floor", "bare C loop (floor)", "{build}/prefork {socket} {workers}"),
+    Contender("uwsgi", "uWSGI", UWSGI),
+    Contender("uwsgi-thunder", "uWSGI, thunder-lock", f"{UWSGI} --thunder-lock"),
+    Contender("gunicorn", "gunicorn, uwsgi protocol", GUNICORN),
+    Contender("wsgimaster-push", "wsgimaster, push", f"{WSGIMASTER} --dispatch push"),
+    Contender("wsgimaster-auto", "wsgimaster, auto", f"{WSGIMASTER} --dispatch auto"),
+)
+REFERENCE = "uwsgi-thunder"  # ratios are against this one
+
+
+class ServerError(Exception):
+    """A server that didn't start, or died under measurement."""
+
+
+def command_line(contender: Contender, socket: Path, workers: int, python: str) -> list[str]:
+    shm = "/dev/shm" if os.access("/dev/shm", os.W_OK) else str(socket.parent)
+    places = {"build": BUILD, "venv": VENV, "python": python, "shm": shm}
+    return [word.format(socket=socket, workers=workers, **places) for word in shlex.split(contender.command)]
+
+
+class Service:
+    """A server process and its tree, in a session of its own; ended, by pid, with the `with` block."""
+
+    def __init__(self, name: str, command: list[str], log: Path) -> None:
+        self.name = name
+        self.log = log
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                command,
+                cwd=APPS,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def time(self) -> procfs.TreeTime:
+        return procfs.tree_time(self.process.pid)
+
+    def check_alive(self) -> None:
+        if self.process.poll() is not None:
+            tail = self.log.read_text(errors="replace")[-2000:]
+            raise ServerError(f"{self.name} ended with status {self.process.returncode}:\n{tail}")
+
+    def wait_until_ready(self, processes: int, is_answering: Callable[[], bool]) -> None:
+        """Waits for the whole tree, an answer, and silence: nobody is measured while it still starts up."""
+        deadline = time.monotonic() + START_TIMEOUT
+        while True:
+            self.check_alive()
+            enough = len(procfs.tree_of(self.process.pid)) >= processes
+            if enough and is_answering() and self._is_quiet():
+                return
+            if time.monotonic() > deadline:
+                tail = self.log.read_text(errors="replace")[-2000:]
+                raise ServerError(f"{self.name} wasn't ready after {START_TIMEOUT:.0f} s:\n{tail}")
+            time.sleep(0.05)
+
+    def _is_quiet(self) -> bool:
+        before = self.time()
+        time.sleep(QUIET_WINDOW)
+        return (self.time() - before).total < QUIET_SHARE * QUIET_WINDOW
+
+    def stop(self) -> None:
+        """Asks the server to end, and kills after a while what is left of its tree.
+
+        The tree is looked up again each time: a server that is asked while it still starts may go on forking.
+        """
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        patience = time.monotonic() + STOP_TIMEOUT
+        seen: set[tuple[int, int]] = set()
+        while seen := self._still_running(seen):
+            if time.monotonic() > patience:
+                kill(pid for pid, _ in seen)
+            if time.monotonic() > patience + STOP_TIMEOUT:
+                raise ServerError(f"{self.name} can't be ended: {len(seen)} processes are left")
+            self.process.poll()
+            time.sleep(0.02)
+        self.process.wait(STOP_TIMEOUT)
+
+    def _still_running(self, seen: set[tuple[int, int]]) -> set[tuple[int, int]]:
+        """What was seen before or is in the tree now, and lives. A zombie is over; who reaps it isn't us."""
+        current = {process.identity: process for process in procfs.all_processes() if process.state != "Z"}
+        tree = {process.identity for process in procfs.tree_of(self.process.pid)}
+        return (seen | tree) & current.keys()
+
+
+def kill(pids: Iterable[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

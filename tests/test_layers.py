@@ -1,0 +1,82 @@
+"""Who may import whom, and who may touch the world. docs/architecture.md has the reasons."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import wsgimaster
+
+SOURCE = Path(wsgimaster.__file__).parent
+
+# Decisions and formats: values in, values out.
+PURE = {"errors", "lifecycle", "messages", "settings", "config.language", "config.options", "config.values",
+        "config.spelling", "config.help", "config.notes"}
+EFFECTS = {"asyncio", "logging", "os", "psutil", "random", "signal", "socket", "subprocess", "threading", "time"}
+
+MAY_IMPORT = {
+    # the application's side: no event loop, none of our dependencies
+    "zygote": {"worker", "messages", "_process"},
+    "worker": {"loader", "errors", "_process", "_serve"},
+    "loader": {"errors"},
+    # the master's side
+    "master": {"http1", "lifecycle", "messages", "processes", "sockets", "log", "scoreboard", "settings", "_front"},
+    "startup": {"master", "privileges", "sockets", "errors", "settings", "_process"},
+    "processes": {"errors", "log", "settings"},
+    "sockets": {"errors", "settings", "_process"},
+    "privileges": {"errors", "settings", "_process"},
+    "scoreboard": {"_front"},
+    "http1": {"_front", "_proto"},
+    "log": set(),
+    "lifecycle": set(),
+    "messages": set(),
+    "settings": set(),
+    "errors": set(),
+    "config": {"config", "errors", "settings"},
+    "cli": {"config", "errors", "startup"},
+    "__main__": {"cli"},
+    "__init__": set(),
+}
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+
+
+def imports(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=module_of)
+def test_imports_point_down(path):
+    module = module_of(path)
+    allowed = MAY_IMPORT[module.partition(".")[0]]
+    for name in imports(path):
+        top, _, rest = name.partition(".")
+        if top == "wsgimaster" and rest and rest != "__version__":
+            assert rest.partition(".")[0] in allowed, f"{module} must not import {rest}"
+        assert not (module in PURE and top in EFFECTS), f"{module} is pure, but imports {top}"
+
+
+def test_every_pure_module_exists():
+    assert PURE <= {module_of(path) for path in SOURCE.rglob("*.py")}
+
+
+def test_the_application_finds_none_of_our_dependencies_imported():
+    script = "import sys; from wsgimaster import worker, messages, zygote; print(*sorted(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in found.stdout.split()}
+    assert not loaded & {"asyncio", "pydantic", "pydantic_core", "psutil", "uvloop", "httptools"}
+
+
+def test_no_module_serialises_with_pickle():
+    for path in [*SOURCE.rglob("*.py"), *SOURCE.parent.glob("*.pyx")]:
+        assert "pickle" not in path.read_text(), f"{path}: what processes tell each other is plain structs and JSON"
