@@ -1091,7 +1091,6 @@ cdef class Front:
         if self.paused:
             self.paused = False
             self.set_listeners(EPOLLIN)
-            self.events.accepting_resumed()
         while self.heads.length and now - self.connections[self.heads.first].since_ns > self.timeout_ns:
             self.time_out_head(self.heads.first)
         while self.lingerers.length and now - self.connections[self.lingerers.first].since_ns > self.timeout_ns:

@@ -733,7 +733,7 @@ cdef class Core:
 
     cdef int begin(self, Exchange exchange, str method, str protocol) except -1:
         """The protocol is echoed as uWSGI does, if it is one that an answer can have."""
-        memcpy(self.head, b"HTTP/1.0 " if protocol == "HTTP/1.0" else b"HTTP/1.1 ", 9)
+        memcpy(self.head, b"HTTP/1.0 " if protocol in ("HTTP/1.0", "") else b"HTTP/1.1 ", 9)
         exchange.protocol_bytes = 9
         exchange.head_method = method == "HEAD"
         return 0

@@ -12,8 +12,18 @@ import wsgimaster
 SOURCE = Path(wsgimaster.__file__).parent
 
 # Decisions and formats: values in, values out.
-PURE = {"errors", "lifecycle", "messages", "settings", "config.language", "config.options", "config.values",
-        "config.spelling", "config.help", "config.notes"}
+PURE = {
+    "errors",
+    "lifecycle",
+    "messages",
+    "settings",
+    "config.language",
+    "config.options",
+    "config.values",
+    "config.spelling",
+    "config.help",
+    "config.notes",
+}
 EFFECTS = {"asyncio", "logging", "os", "psutil", "random", "signal", "socket", "subprocess", "threading", "time"}
 
 MAY_IMPORT = {
@@ -29,6 +39,7 @@ MAY_IMPORT = {
     "privileges": {"errors", "settings", "_process"},
     "scoreboard": {"_front"},
     "http1": {"_front", "_proto"},
+    "demo": set(),
     "log": set(),
     "lifecycle": set(),
     "messages": set(),
@@ -67,7 +78,7 @@ def test_imports_point_down(path):
 
 
 def test_every_pure_module_exists():
-    assert PURE <= {module_of(path) for path in SOURCE.rglob("*.py")}
+    assert {module_of(path) for path in SOURCE.rglob("*.py")} >= PURE
 
 
 def test_the_application_finds_none_of_our_dependencies_imported():

@@ -25,7 +25,7 @@ def run(arguments: list[str]) -> int:
         print(f"wsgimaster: {problem}", file=sys.stderr)
         return 1
     try:
-        loaded = load(arguments, os.environ, os.getcwd())  # noqa: PTH109: relative names are shown as written
+        loaded = load(arguments, os.environ, os.getcwd())  # noqa: PTH109
     except ConfigErrors as errors:
         for error in errors.errors:
             print(f"wsgimaster: {error}", file=sys.stderr)
@@ -55,5 +55,3 @@ def unsupported_system(platform: str, release: str) -> str | None:
     if all(number.isdigit() for number in numbers) and tuple(map(int, numbers)) < OLDEST_KERNEL:
         return f"Linux 5.10 or newer is needed (pidfd_open, close_range); this is {release}"
     return None
-
-

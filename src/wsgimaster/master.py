@@ -31,7 +31,10 @@ MAX_KINDS = 200  # of refusals that are remembered
 
 
 class Master:
-    """Made inside the running loop. listeners: open; descriptors: (soft, hard) limit for the workers; said: lines to log first."""
+    """Made inside the running loop.
+
+    listeners: open; descriptors: (soft, hard) limit for the workers; said: lines to log first.
+    """
 
     def __init__(
         self,
@@ -46,9 +49,7 @@ class Master:
         self.threads = settings.processes.threads
         cores = settings.processes.processes * self.threads
         self.board = Scoreboard(cores, self.threads)
-        self.waiting_limit, warning = sockets.waiting_limit(
-            settings.sockets.waiting_limit, sockets.largest_backlog()
-        )
+        self.waiting_limit, warning = sockets.waiting_limit(settings.sockets.waiting_limit, sockets.largest_backlog())
         if warning:
             said.append(warning)
         self.front = Front(
@@ -202,9 +203,7 @@ class Master:
 
     def _start_zygote(self) -> None:
         environment = {**os.environ, **dict(self.settings.app.environment)}
-        zygote, control = processes.start_zygote(
-            self.plan, environment, self.board.fd, self.board.doorbell
-        )
+        zygote, control = processes.start_zygote(self.plan, environment, self.board.fd, self.board.doorbell)
         self.zygote, self.control = zygote, control
         self._watch_output(zygote)
         self.loop.add_reader(control.fileno(), self._hear_zygote, control)
@@ -367,9 +366,13 @@ class Master:
         self.log.write(lines)
 
     def request_refused(self, listener: str, kind: str, status: int, why: str) -> None:
+        answered = f"answered {status}" if status else "closed"
+        self._complain(listener, kind, f"{listener}: a request was {answered}: {why}")
+
+    def _complain(self, about: str, kind: str, text: str) -> None:
         """Told at once, then at most once a minute for each kind, with how many there were."""
         now = time.monotonic()
-        key = (listener, kind)
+        key = (about, kind)
         told_at, since = self.refusals.get(key, (now - REPEAT, 0))
         if now - told_at < REPEAT:
             self.refusals[key] = (told_at, since + 1)
@@ -377,15 +380,10 @@ class Master:
         if len(self.refusals) > MAX_KINDS:
             self.refusals.clear()
         self.refusals[key] = (now, 0)
-        answered = f"answered {status}" if status else "closed"
-        more = f" ({since} more of this kind since the last time)" if since else ""
-        self.log.say(f"{listener}: a request was {answered}: {why}{more}")
+        self.log.say(text + (f" ({since} more of this kind since the last time)" if since else ""))
 
     def accepting_paused(self, why: str) -> None:
-        self.log.say(f"*** accepting no connections for a moment: {why} (max-fd and ulimit -n set the limit)")
-
-    def accepting_resumed(self) -> None:
-        """The next accept shows whether it helped; saying so each time would fill the log."""
+        self._complain("accept", "paused", f"*** no connections are accepted for a moment: {why} (max-fd sets a limit)")
 
     def push_refused(self, core: int, why: str) -> None:
         self.log.say(f"worker {core // self.threads + 1} could not be given a request: {why}; trying again")
@@ -395,4 +393,3 @@ class Master:
             f"worker {core // self.threads + 1} had no free descriptor to take a request with; another core "
             f"has it now (does the application leak descriptors? ulimit -n sets the limit)"
         )
-

@@ -33,7 +33,8 @@ def expose_package() -> None:
     spec = importlib.util.spec_from_file_location(
         "wsgimaster", home / "__init__.py", submodule_search_locations=[str(home)]
     )
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     package = importlib.util.module_from_spec(spec)
     sys.modules["wsgimaster"] = package
     spec.loader.exec_module(package)

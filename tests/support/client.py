@@ -127,11 +127,13 @@ def cgi(path: str = "/", method: str = "GET", body: bytes = b"", **others: str) 
 class Connection:
     """One client's connection."""
 
-    def __init__(self, address: Address, timeout: float = TIMEOUT) -> None:
+    def __init__(self, address: Address, timeout: float = TIMEOUT, source: str = "") -> None:
         family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
         self.socket = socket.socket(family, socket.SOCK_STREAM)
         self.socket.settimeout(timeout)
         try:
+            if source:
+                self.socket.bind((source, 0))
             self.socket.connect(kernel_name(address))
         except BaseException:
             self.socket.close()

@@ -91,9 +91,7 @@ class Program:
         Program.started.append(self)
 
     def spawn(self, command: list[str], env: Mapping[str, str] | None = None) -> None:
-        inherited = {
-            name: value for name, value in os.environ.items() if not name.startswith("UWSGI_")
-        }  # options
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("UWSGI_")}  # options
         environment = {**inherited, **(env or {}), MARK: self.mark}
         if "PYTHONPATH" in environment:  # the directory changes
             entries = environment["PYTHONPATH"].split(os.pathsep)
@@ -361,9 +359,7 @@ class Apache(Program):
         self.port = free_port()
         self.addresses = [("127.0.0.1", self.port)]
         target = (
-            f"unix:{upstream}|uwsgi://localhost/"
-            if isinstance(upstream, str)
-            else "uwsgi://{}:{}/".format(*upstream)
+            f"unix:{upstream}|uwsgi://localhost/" if isinstance(upstream, str) else "uwsgi://{}:{}/".format(*upstream)
         )
         modules = "".join(
             f"LoadModule {name}_module {self.MODULES}/mod_{name}.so\n"

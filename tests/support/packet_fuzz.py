@@ -4,12 +4,11 @@ Inputs are valid packets that are cut, spliced, and have bytes and lengths chang
 seldom get beyond the first length. The same seed gives the same inputs.
 """
 
+import ctypes
 import random
 import sys
-from array import array
 
 from support import packet_twin
-
 from wsgimaster import _proto
 
 NAMES = [b"REQUEST_METHOD", b"PATH_INFO", b"CONTENT_LENGTH", b"HTTP_COOKIE", b"A", b"HTTP_\xff", b""]
@@ -20,8 +19,8 @@ LENGTHS = [0, 1, 2, 3, 14, 255, 256, 4095, 4096, 65534, 65535]
 def outcome(data: bytes, limit: int = 65535) -> packet_twin.Outcome:
     """What _proto makes of the bytes, in the twin's form."""
     try:
-        # An array ends where its bytes end, so AddressSanitizer sees a read beyond; bytes objects have a spare NUL.
-        packet = _proto.parse(array("B", data), limit)
+        # This memory ends where its bytes end, so AddressSanitizer sees a read beyond; bytes objects have a spare NUL.
+        packet = _proto.parse((ctypes.c_ubyte * len(data)).from_buffer_copy(data), limit)
     except _proto.PacketError as error:
         return type(error).__name__, None
     if packet is None:

@@ -19,9 +19,7 @@ def parse_address(text: str, protocol: Protocol, abstract: bool) -> tuple[Addres
     if not text:
         raise ValueError("expected an address such as /run/app.sock, :8000 or 127.0.0.1:3031")
     if text == "::" or text.startswith("="):
-        raise ValueError(
-            f"{text!r} (inherited and shared sockets) isn't served yet, write the address itself"
-        )
+        raise ValueError(f"{text!r} (inherited and shared sockets) isn't served yet, write the address itself")
     if text.startswith("fd://"):
         return _inherited(text, protocol), ""
     if text.startswith(("@", "\\0")):
@@ -52,9 +50,7 @@ def _tcp(text: str, protocol: Protocol) -> tuple[Address, str]:
     elif ":" in host:
         raise ValueError(f"expected host:port, an IPv6 address goes in brackets: [{host}]:{port}")
     if "*" in host:
-        raise ValueError(
-            f"choosing an interface by pattern isn't served yet, write its address, found {text!r}"
-        )
+        raise ValueError(f"choosing an interface by pattern isn't served yet, write its address, found {text!r}")
     digits = re.match("[0-9]*", port)
     number = digits[0] if digits else ""
     if port and not number:

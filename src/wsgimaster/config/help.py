@@ -13,9 +13,7 @@ def help_text(width: int) -> str:
     """Return the help of all options for a terminal of `width` characters."""
     blocks = ["Usage: wsgimaster [options] [file.ini ...]"]
     for subject, options in TABLE.items():
-        blocks.append(
-            "\n".join([f"{subject}:", *(line for option in options for line in _row(option, width))])
-        )
+        blocks.append("\n".join([f"{subject}:", *(line for option in options for line in _row(option, width))]))
     return "\n\n".join(blocks) + "\n"
 
 

@@ -98,15 +98,15 @@ def file_magic(name: str, path: str, section: str) -> dict[str, str]:
     magic = {str(index): part for index, part in enumerate(parts[:10])}
     magic |= {"o": name, "p": path, "s": base, "d": directory + "/", "x": section}
     magic |= {"n": stem if dot else base, "e": extension if dot else "", "c": parts[-1] if parts else ""}
-    return magic | {"j": f"{djb33x(path.encode(errors='surrogateescape')):08X}"}
+    return magic | {"j": path_hash(path)}
 
 
-def djb33x(data: bytes) -> int:
-    """Return Bernstein's 32-bit hash in its XOR form: uWSGI's name for a path in `%j`."""
+def path_hash(path: str) -> str:
+    """Return `%j`: Bernstein's 32-bit hash in its XOR form, as uWSGI prints it, lowest byte first."""
     value = 5381
-    for byte in data:
+    for byte in path.encode(errors="surrogateescape"):
         value = ((value * 33) & 0xFFFFFFFF) ^ byte
-    return value
+    return value.to_bytes(4, "little").hex().upper()
 
 
 # 2. ini lines
@@ -150,9 +150,7 @@ def read_ini(text: str, section: str, magic: Mapping[str, str]) -> Ini:
             current = line[1:-1]
             found = found or current == section
             if line[-1] != "]":
-                notes.append(
-                    (number, f"this line starts the section {current!r}, because it doesn't end in ]")
-                )
+                notes.append((number, f"this line starts the section {current!r}, because it doesn't end in ]"))
         elif current is None:
             if not notes:
                 notes.append((number, "this line stands before the first section, nothing reads it"))
@@ -208,13 +206,12 @@ class Substitution:
 class _Scan:
     """The scan of one text: output so far, open names, and input that replacements pushed back."""
 
-    def __init__(
-        self, symbol: str, lookup: Lookup, tokens: re.Pattern[str], charge: Callable[[int], None]
-    ) -> None:
+    def __init__(self, symbol: str, lookup: Lookup, tokens: re.Pattern[str], charge: Callable[[int], None]) -> None:
         self._symbol, self._lookup, self._tokens, self._charge = symbol, lookup, tokens, charge
         self._output: list[str] = []
         self._open: list[_Open] = []
         self._armed = False  # the token before was the symbol
+        self._blind = False  # the next token stands at the start of the text, after a replacement
         self._replaced = 0
 
     def run(self, text: str) -> str:
@@ -231,6 +228,10 @@ class _Scan:
 
     def _take(self, token: str) -> str:
         """Take one token; return text that has to be scanned next ("": nothing)."""
+        if self._blind:
+            self._blind = False
+            self._output.append(token)
+            return ""
         if token == ")" and self._open and not self._armed and not self._open[-1].brackets:
             return self._close()
         if token == "(" and self._armed:
@@ -256,9 +257,7 @@ class _Scan:
             return ""
         self._replaced += 1
         if self._replaced > MAX_SUBSTITUTIONS:
-            raise LanguageError(
-                f"more than {MAX_SUBSTITUTIONS} replacements in one value: it contains itself"
-            )
+            raise LanguageError(f"more than {MAX_SUBSTITUTIONS} replacements in one value: it contains itself")
         self._charge(len(value) + 1)
         self._open.pop()
         del self._output[start:]
@@ -266,9 +265,7 @@ class _Scan:
         if self._open and self._open[0].start == 0:
             del self._open[0]
         self._armed = start > 1 and self._output[-1] == self._symbol
-        if start == 0 and value:
-            self._output.append(value[0])
-            return value[1:]
+        self._blind = start == 0
         return value
 
 

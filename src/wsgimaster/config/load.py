@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 from pydantic import BaseModel, ValidationError
 
@@ -50,9 +51,7 @@ class Loaded:
 
     settings: Settings = field(default_factory=Settings)
     warnings: tuple[str, ...] = ()  # one line each, ready for the log
-    no_effect: tuple[
-        tuple[str, str], ...
-    ] = ()  # (option as written, where) of known ones that do nothing yet
+    no_effect: tuple[tuple[str, str], ...] = ()  # (option as written, where) of known ones that do nothing yet
     effective: tuple[tuple[str, str | None, str], ...] = ()  # (name, value, where), in order, all replaced
     action: str | None = None
     text: str = ""
@@ -114,9 +113,8 @@ class _Build:
     shows_config: bool = False
     _values: dict[str, Value] = field(default_factory=dict)  # by "section.field"
     _origin: dict[str, int] = field(default_factory=dict)  # the same: place of the last assignment
-    _flags: dict[str, dict[str, bool]] = field(
-        default_factory=dict
-    )  # options that switch the same setting on
+    _lists: dict[str, list[Value]] = field(default_factory=dict)
+    _flags: dict[str, dict[str, bool]] = field(default_factory=dict)  # options that switch the same setting on
 
     def __post_init__(self) -> None:
         self.notes = Notes(self.gathered.used)
@@ -168,17 +166,13 @@ class _Build:
             self.notes.add(assignment, " and ".join(part for part in (hint, note) if part))
         self._origin[option.field] = index
         if option.kind in LISTS:
-            before = self._values.get(option.field, ())
-            assert isinstance(before, tuple)
-            assert isinstance(value, tuple)
-            value = before + value
+            self._lists.setdefault(option.field, []).extend(cast(tuple[Value, ...], value))
         elif option.kind is Kind.USER:
-            assert isinstance(value, tuple)
-            value, self._values["identity.user"] = value
+            self._values["identity.uid"], self._values["identity.user"] = cast(tuple[int, str | None], value)
         elif option.kind is Kind.FLAG:
             self._flags.setdefault(option.field, {})[option.names[0]] = bool(value)
-            value = any(self._flags[option.field].values())
-        self._values[option.field] = value
+        else:
+            self._values[option.field] = value
 
     def _read_protocol(self) -> None:
         """Read what all addresses depend on, wherever it stands among them."""
@@ -198,6 +192,8 @@ class _Build:
     def _combine(self) -> None:
         """Settle what follows from several options together."""
         values = self._values
+        values |= {name: tuple(entries) for name, entries in self._lists.items()}
+        values |= {name: any(switches.values()) for name, switches in self._flags.items()}
         if values.get("identity.daemonize"):
             values["logging.file"] = values["identity.daemonize"]  # it wins over logto, as in uWSGI
         titles = ("titles.every", "titles.master", "titles.prefix", "titles.append")
@@ -217,9 +213,7 @@ class _Build:
 
     def _section(self, name: str) -> BaseModel | None:
         prefix = f"{name}."
-        values = {
-            key.removeprefix(prefix): one for key, one in self._values.items() if key.startswith(prefix)
-        }
+        values = {key.removeprefix(prefix): one for key, one in self._values.items() if key.startswith(prefix)}
         try:
             return SECTIONS[name](**values)
         except ValidationError as error:

@@ -41,9 +41,7 @@ class Notes:
         if meant and plain(assignment.name) == meant:
             self.add(assignment, f"is ignored, the option is spelled {meant}")
         elif meant:
-            self.add(
-                assignment, f"is no option and nothing uses it as %({assignment.name}); did you mean {meant}?"
-            )
+            self.add(assignment, f"is no option and nothing uses it as %({assignment.name}); did you mean {meant}?")
         else:
             self.add(assignment, f"is no option and nothing uses it as %({assignment.name})")
 

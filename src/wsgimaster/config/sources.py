@@ -95,9 +95,7 @@ def environment_assignments(environ: Mapping[str, str]) -> list[Assignment]:
 def unknown_option(assignment: Assignment, suggest: bool) -> ConfigError:
     """Return the error for a name that is no option; suggest: look for the nearest one that is."""
     meant = nearest(assignment.name) if suggest else None
-    hint = (
-        f"did you mean {meant}?" if meant else "a placeholder needs set-placeholder = name=value under strict"
-    )
+    hint = f"did you mean {meant}?" if meant else "a placeholder needs set-placeholder = name=value under strict"
     return ConfigError(assignment.where, assignment.name, "unknown option", hint)
 
 
@@ -190,9 +188,10 @@ class _Reader:
             self.add(replace(assignment, name=name, value=value, settled=True, declared=True))
 
     def _ini(self, assignment: Assignment) -> None:
-        name, colon, section = (assignment.value or "").rpartition(":")
-        if not colon:
-            name, section = section, ""
+        written = assignment.value or ""
+        name, colon, section = written.rpartition(":")
+        if not colon or "://" in written:
+            name, section = written, ""
         if not name and self._last_file is None:
             self._refuse(assignment, "expected the name of a file, no file was read before")
             return
@@ -206,9 +205,7 @@ class _Reader:
         if name.endswith(".ini"):
             self._read(assignment, name, "")
         else:
-            self._refuse(
-                assignment, f"expected a file that ends in .ini, found {name!r}", "ini = takes any name"
-            )
+            self._refuse(assignment, f"expected a file that ends in .ini, found {name!r}", "ini = takes any name")
 
     # files
 
@@ -225,9 +222,7 @@ class _Reader:
             if self._files_read == MAX_FILES + 1:
                 self._refuse(assignment, f"more than {MAX_FILES} files are read")
         elif "://" in name:
-            self._refuse(
-                assignment, f"only files are read, found {name!r}", "download or write the file first"
-            )
+            self._refuse(assignment, f"only files are read, found {name!r}", "download or write the file first")
         else:
             self._last_file = name
             ini = self._parse(assignment, name, path, section)

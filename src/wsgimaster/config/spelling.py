@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from wsgimaster.config.options import BY_NAME, State
 
@@ -46,20 +46,27 @@ def nearest(name: str) -> str | None:
         return wanted
     if not wanted or len(wanted) > LONGEST:
         return None
-    if wanted in SYNONYMS:
-        return SYNONYMS[wanted]
-    words = sorted(wanted.split("-"))
+    known = SYNONYMS.get(wanted) or _by_words().get(_words(wanted))
+    if known:
+        return known
     limit = max(1, min(3, len(wanted) // 4))
     best: tuple[int, bool, int, int, str] | None = None
     for candidate, option in BY_NAME.items():
-        if abs(len(candidate) - len(wanted)) > limit and len(words) == 1:
-            continue
-        changes = 1 if sorted(candidate.split("-")) == words else distance(wanted, candidate, limit)
-        if changes > limit:
-            continue
-        key = (changes, candidate[0] != wanted[0], _RANK[option.state], -len(candidate), candidate)
-        best = min(best, key) if best else key
+        cut_off = len(wanted) >= 4 and candidate.startswith(wanted) and len(candidate) - len(wanted) <= 3
+        changes = 1 if cut_off else distance(wanted, candidate, limit)
+        if changes <= limit:
+            key = (changes, candidate[0] != wanted[0], _RANK[option.state], -len(candidate), candidate)
+            best = min(best, key) if best else key
     return best[-1] if best else None
+
+
+def _words(name: str) -> tuple[str, ...]:
+    return tuple(sorted(name.split("-")))
+
+
+@cache
+def _by_words() -> dict[tuple[str, ...], str]:
+    return {_words(name): name for name in reversed(BY_NAME)}
 
 
 def distance(left: str, right: str, limit: int) -> int:
@@ -67,7 +74,8 @@ def distance(left: str, right: str, limit: int) -> int:
 
     Gives up with limit + 1 as soon as it is sure to be beyond the limit.
     """
-    if abs(len(left) - len(right)) > limit:
+    # each change of a letter changes the set of letters by two at most
+    if abs(len(left) - len(right)) > limit or len(set(left) ^ set(right)) > 2 * limit:
         return limit + 1
     before: list[int] = []
     previous = list(range(len(right) + 1))

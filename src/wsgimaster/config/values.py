@@ -19,7 +19,8 @@ from wsgimaster.settings import Network, Protocol
 INLINE_COMMENT = re.compile(r"(?:^|[ \t])[;#]")
 LOOKS_OFF = re.compile(r"(?i)(?:false|off|no|0+|none|null|disabled?|never|n|f)\b")
 LOOKS_ON = ("true", "1", "yes", "on")
-LARGEST = {Kind.INT: 2**31 - 1, Kind.SIGNED: 2**31 - 1}  # a C int; the others are 64 bits wide
+# A C int, and so many MiB that their bytes fit a resource limit; the others are 64 bits wide.
+LARGEST = {Kind.INT: 2**31 - 1, Kind.SIGNED: 2**31 - 1, Kind.MEGABYTES: 2**43 - 1}
 
 Value = object
 Read = tuple[Value, str]
@@ -116,9 +117,7 @@ def read_file_name(_: Option, text: str | None, __: Context) -> Read:
 
 def read_log_file(option: Option, text: str | None, context: Context) -> Read:
     if text and ":" in text:
-        raise ValueError(
-            f"logging to a UDP address isn't served yet, expected a file, found {shortened(text)}"
-        )
+        raise ValueError(f"logging to a UDP address isn't served yet, expected a file, found {shortened(text)}")
     return read_file_name(option, text, context)
 
 

@@ -1,0 +1,34 @@
+from collections.abc import Callable
+from mmap import mmap
+from typing import Any
+
+class ClientDisconnected(OSError): ...
+
+class FileWrapper:
+    filelike: Any
+    block_size: int
+    def __init__(self, filelike: Any, block_size: int = ...) -> None: ...
+    def __iter__(self) -> FileWrapper: ...
+    def __next__(self) -> bytes: ...
+    def close(self) -> None: ...
+
+class Core:
+    def __init__(
+        self,
+        channel: int,
+        memory: mmap,
+        index: int,
+        core_id: int,
+        application: Callable[..., Any],
+        environ: dict[str, Any],
+        timeout: float,
+        *,
+        log_all: bool,
+        log_4xx: bool,
+        log_5xx: bool,
+        complain: Callable[[str], None],
+        report: Callable[[str, str], None],
+    ) -> None: ...
+    def serve(self) -> None: ...
+
+def sendable(filelike: Any) -> tuple[int, int, int] | None: ...
