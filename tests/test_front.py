@@ -1,0 +1,347 @@
+"""Accept, queue, push, take back, finish: the master's front and the workers' serve loop, face to face in one process.
+
+The cores here are threads with real channels, a real scoreboard and real clients; only the processes are missing.
+"""
+
+import os
+import select
+import socket
+import threading
+
+import pytest
+from support.wait import wait_until
+
+from wsgimaster import _serve
+from wsgimaster._front import Front
+from wsgimaster._proto import build
+from wsgimaster.processes import make_channel
+from wsgimaster.scoreboard import Scoreboard
+
+
+class Recorder:
+    """The events that the master would get."""
+
+    def __init__(self):
+        self.ready, self.refused, self.lines, self.lost = [], [], [], []
+
+    def tick_wanted(self):
+        pass
+
+    def core_ready(self, core):
+        self.ready.append(core)
+
+    def request_lines(self, lines):
+        self.lines += lines.decode().splitlines()
+
+    def request_refused(self, listener, kind, status, why):
+        self.refused.append((kind, status))
+
+    def accepting_paused(self, why):
+        raise AssertionError(why)
+
+    def push_refused(self, core, why):
+        raise AssertionError(why)
+
+    def descriptor_lost(self, core):
+        self.lost.append(core)
+
+
+class Application:
+    """Answers "core N"; a request for /wait waits until it is let go."""
+
+    def __init__(self):
+        self.begun, self.let_go = [], threading.Semaphore(0)
+
+    def on(self, core):
+        def application(environ, start_response):
+            path = environ["PATH_INFO"]
+            self.begun.append((core, path))
+            if path.startswith("/wait"):
+                assert self.let_go.acquire(timeout=20)
+            start_response("200 OK", [])
+            return [b"core %d" % core]
+
+        return application
+
+
+class Bench:
+    def __init__(self, tmp_path, processes=1, threads=1, waiting_limit=100, even=False):
+        self.cores = processes * threads
+        self.board = Scoreboard(self.cores, threads)
+        self.events, self.application = Recorder(), Application()
+        self.front = Front(
+            self.board.memory,
+            self.cores,
+            threads,
+            buffer_size=65535,
+            timeout=4.0,
+            waiting_limit=waiting_limit,
+            even=even,
+            allow_from=(),
+            forwarded_allow=(),
+            events=self.events,
+            read_http_head=None,
+        )
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(tmp_path / "front.sock"))
+        self.listener.listen(100)
+        self.listener.setblocking(False)
+        self.front.add_listener(self.listener.fileno(), "front.sock", http=False, local=True)
+        self.serving, self.clients, self.worker_ends = [], [], {}
+        for core in range(self.cores):
+            ours, theirs = make_channel()
+            self.front.add_core(core, ours, theirs)
+            self.worker_ends[core] = os.dup(theirs)
+
+    def start(self, *cores):
+        """These cores begin to serve."""
+        for number in cores:
+            core = _serve.Core(
+                self.worker_ends[number],
+                self.board.memory,
+                number,
+                0,
+                self.application.on(number),
+                {"SERVER_PROTOCOL": "HTTP/1.1", "REQUEST_METHOD": "GET", "SCRIPT_NAME": "", "SERVER_NAME": "x"},
+                4.0,
+                log_all=True,
+                log_4xx=False,
+                log_5xx=False,
+                complain=print,
+                report=print,
+            )
+            thread = threading.Thread(target=core.serve)
+            thread.start()
+            self.serving.append((number, thread))
+            self.until(lambda number=number: number in self.events.ready)
+        return self
+
+    def until(self, predicate):
+        """Run the front's callback until this is so."""
+
+        def step():
+            if select.select([self.front.epoll_fd], [], [], 0.01)[0]:
+                self.front.on_ready()
+            return predicate()
+
+        wait_until(step, 20, f"{self.front.counters}")
+
+    def connect(self, data):
+        client = socket.socket(socket.AF_UNIX)
+        client.settimeout(20)
+        client.connect(self.listener.getsockname())
+        client.sendall(data)
+        self.clients.append(client)
+        return client
+
+    def ask(self, path="/"):
+        """Send a request and have the front take it."""
+        accepted = self.front.counters["accepted"]
+        client = self.connect(build([("PATH_INFO", path)]))
+        self.until(lambda: self.front.counters["accepted"] > accepted)
+        return client
+
+    def answer(self, client):
+        """Everything that the client gets."""
+        found = []
+
+        def ended():
+            if select.select([client], [], [], 0)[0]:
+                found.append(client.recv(65536))
+            return found and not found[-1]
+
+        self.until(ended)
+        return b"".join(found)
+
+    def ask_and_answer(self, path="/"):
+        body = self.answer(self.ask(path)).rpartition(b"\r\n\r\n")[2]
+        self.front.tick()  # the master would find the finished core at the next connection
+        return body
+
+    def close(self):
+        for _ in range(50):
+            self.application.let_go.release()
+        for core, _ in self.serving:
+            self.front.retire_core(core)
+        self.until(lambda: not any(thread.is_alive() for _, thread in self.serving))
+        for core in range(self.cores):
+            self.front.remove_core(core)
+            os.close(self.worker_ends[core])
+        for client in self.clients:
+            client.close()
+        self.listener.close()
+        os.close(self.board.doorbell)
+        os.close(self.board.fd)
+
+
+@pytest.fixture
+def bench(tmp_path):
+    made = []
+
+    def make(**settings):
+        made.append(Bench(tmp_path, **settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def test_a_request_and_its_line(bench):
+    bench = bench().start(0)
+    assert bench.answer(bench.ask("/x")).startswith(b"HTTP/1.1 200 OK\r\n")
+    bench.until(lambda: bench.front.tick() is False)
+    bench.front.take_logs()
+    assert "=> generated 6 bytes in 0 msecs (HTTP/1.1 200)" in bench.events.lines[0]
+
+
+ORDERS = [
+    pytest.param(False, [0, 0, 0], id="warm: the core that served last"),
+    pytest.param(True, [0, 1, 2], id="even: the core that has rested longest"),
+]
+
+
+@pytest.mark.parametrize(("even", "cores"), ORDERS)
+def test_which_of_several_idle_processes(bench, even, cores):
+    bench = bench(processes=3, even=even)
+    bench.start(0, 1, 2) if even else bench.start(2, 1, 0)
+    assert [bench.ask_and_answer() for _ in range(3)] == [b"core %d" % core for core in cores]
+
+
+def test_the_least_busy_process_first_and_there_the_main_thread(bench):
+    bench = bench(processes=2, threads=2).start(0, 1, 2, 3)
+    for _ in range(4):
+        begun = len(bench.application.begun)
+        bench.ask("/wait")
+        bench.until(lambda begun=begun: len(bench.application.begun) > begun)
+    cores = [core for core, _ in bench.application.begun]
+    assert sorted(cores[:2]) == [0, 2]  # one main thread in each process
+    assert sorted(cores[2:]) == [1, 3]
+
+
+def test_who_finds_no_core_waits_in_order(bench):
+    bench = bench().start(0)
+    clients = [bench.ask(f"/wait{number}") for number in range(4)]
+    assert (bench.front.in_progress, bench.front.waiting) == (1, 3)
+    for client in clients:
+        bench.application.let_go.release()
+        assert bench.answer(client).endswith(b"core 0")
+    assert [path for _, path in bench.application.begun] == ["/wait0", "/wait1", "/wait2", "/wait3"]
+
+
+def test_a_full_queue_answers_503_at_once(bench):
+    bench = bench(waiting_limit=2).start(0)
+    for _ in range(3):
+        bench.ask("/wait")
+    answer = bench.answer(bench.ask("/wait"))
+    assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+    assert b"\r\nRetry-After: 1\r\n" in answer
+    assert bench.events.refused == [("503", 503)]
+
+
+def test_who_left_the_queue_is_not_executed(bench):
+    bench = bench().start(0)
+    bench.ask("/wait")
+    waiting = [bench.ask(f"/{number}") for number in range(50)]
+    for client in waiting[:40]:
+        client.close()
+    bench.application.let_go.release()
+    for client in waiting[40:]:
+        assert bench.answer(client).endswith(b"core 0")
+    assert len(bench.application.begun) == 1 + 10
+    assert bench.front.counters["clients_gone"] == 40
+
+
+READY = (4).to_bytes(2, "little") + bytes(46)  # kind and padding of a MessageHead, _layout.pxd
+NOP = 2
+
+
+@pytest.fixture
+def stopped(bench):
+    """Two cores of two processes: core 0 says that it is ready and then doesn't read, core 1 serves."""
+    bench = bench(processes=2).start(1)
+    worker = socket.socket(fileno=os.dup(bench.worker_ends[0]))
+    worker.send(READY)
+    bench.until(lambda: 0 in bench.events.ready)
+    yield bench, worker
+    worker.close()
+
+
+def test_a_request_that_was_not_begun_is_taken_back_and_runs_once(stopped):
+    bench, worker = stopped
+    client = bench.ask("/once")
+    assert bench.front.not_begun(0) == [0]
+    assert bench.front.take_back(0)
+    assert bench.answer(client).endswith(b"core 1")
+    assert bench.application.begun == [(1, "/once")]
+    # What the stopped worker finds when it goes on: no request, only the question whether it is there.
+    assert int.from_bytes(worker.recv(200)[:2], "little") == NOP
+
+
+def test_a_request_that_was_begun_cannot_be_taken_back(stopped):
+    bench, worker = stopped
+    bench.ask("/begun")
+    worker.recv(200)
+    assert not bench.front.take_back(0)
+    assert bench.front.in_progress == 1
+
+
+def test_what_a_dead_worker_had_not_begun_goes_to_another(stopped):
+    bench, _ = stopped
+    client = bench.ask("/again")
+    bench.front.remove_core(0)
+    assert bench.answer(client).endswith(b"core 1")
+    assert bench.application.begun == [(1, "/again")]
+
+
+def test_what_a_dead_worker_had_begun_is_answered_502(stopped):
+    bench, worker = stopped
+    client = bench.ask("/lost")
+    worker.recv(200)
+    bench.front.remove_core(0)
+    assert bench.answer(client).startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
+    assert bench.application.begun == []
+
+
+def test_a_packet_in_single_bytes(bench):
+    bench = bench().start(0)
+    data = build([("PATH_INFO", "/slow")])
+    client = bench.connect(data[:1])
+    bench.until(lambda: bench.front.reading == 1)
+    for byte in data[1:]:
+        client.sendall(bytes([byte]))
+        bench.front.on_ready()
+    assert bench.answer(client).endswith(b"core 0")
+
+
+REFUSED = [
+    pytest.param(b"\x00\x03\x00\x00\x09\x00A", b"HTTP/1.1 400 Bad Request", ("LengthBeyondBlock", 400), id="malformed"),
+    pytest.param(b"\x05\x00\x00\x00", b"HTTP/1.1 501 Not Implemented", ("UnservedModifier", 501), id="modifier"),
+    pytest.param(b"GET / HTTP/1.1\r\n\r\n", b"HTTP/1.1 400 Bad Request", ("PlainHttp", 400), id="plain HTTP"),
+    pytest.param(b"\x16\x03\x01\x00\xc8\x01", b"", ("TlsHello", 0), id="TLS"),
+]
+
+
+@pytest.mark.parametrize(("data", "status_line", "event"), REFUSED)
+def test_what_is_no_request_never_reaches_a_worker(bench, data, status_line, event):
+    bench = bench().start(0)
+    assert bench.answer(bench.connect(data)).partition(b"\r\n")[0] == status_line
+    assert bench.events.refused == [event]
+    assert bench.application.begun == []
+
+
+def test_a_ping_is_answered(bench):
+    bench = bench().start(0)
+    assert bench.answer(bench.connect(b"\x64\x00\x00\x00")) == b"\x64\x00\x00\x01"
+
+
+def test_a_scoreboard_that_was_scribbled_over_harms_nobody(bench):
+    bench = bench(processes=2).start(0, 1)
+    client = bench.ask("/wait")
+    memory = bench.board.memory
+    memory[4096:] = b"\xff" * (len(memory) - 4096)
+    bench.front.tick()
+    bench.front.take_logs()
+    assert bench.front.in_progress <= 1
+    bench.application.let_go.release()
+    assert b"core" in client.recv(65536)
