@@ -6,10 +6,10 @@ from wsgimaster.lifecycle import (
     TRANSITIONS,
     CloseDoor,
     Exit,
+    Forget,
     Fork,
     Forked,
     ForkFailed,
-    Forget,
     Kill,
     Overseer,
     Phase,
@@ -151,6 +151,21 @@ def test_forks_that_the_zygote_took_with_it_are_asked_again():
     story.do(WorkerGone(1, 0), after=5)
     assert story.do(ZygoteGone(-9)) == [Forget(1)]
     assert story.phases() == [Phase.EMPTY, Phase.READY]
+
+
+def test_a_zygote_that_dies_in_the_middle_of_a_fork_does_not_hold_up_the_end():
+    story = Story(1)
+    story.do(ZygoteLoaded())
+    story.do(StopAsked(fast=True))
+    assert story.do(ZygoteGone(-9)) == [Forget(1), Exit(0)]
+
+
+def test_a_fork_that_failed_because_the_zygote_is_gone():
+    story = Story(1)
+    story.do(ZygoteLoaded())
+    story.overseer.ever_ready = True
+    assert story.do(ZygoteGone(-9)) == [Forget(1)]
+    assert story.do(ForkFailed(1, "Broken pipe")) == []
 
 
 def test_a_graceful_stop_finishes_the_work_first():

@@ -249,12 +249,13 @@ class Overseer:
 
     def _zygote_gone(self, status: int, now: float) -> list[Effect]:
         self.zygote_running = self.zygote_loaded = False
-        if self.stopping is Stopping.LEAVING:
-            return self._exit_when_empty()
-        asked = [slot for slot in self.slots if slot.phase is Phase.ASKED]
-        for slot in asked:
+        # Workers that it never told us of; one that exists all the same sees its channel end, and leaves.
+        unknown = [slot for slot in self.slots if slot.phase is not Phase.EMPTY and not slot.pid]
+        for slot in unknown:
             slot.move(Phase.EMPTY)
-        effects: list[Effect] = [Forget(slot.number) for slot in asked]
+        effects: list[Effect] = [Forget(slot.number) for slot in unknown]
+        if self.stopping is Stopping.LEAVING:
+            return effects + self._exit_when_empty()
         if not self.ever_ready:
             what = "ended without an application" if status == EXIT_NO_APP else f"died ({explain(status)})"
             return [*effects, Say(f"the process that loads the application {what}; exiting"), Exit(_start_code(status))]
@@ -270,6 +271,8 @@ class Overseer:
         return [Say(f"spawned uWSGI worker {slot.number} (pid: {pid}, cores: {self.threads})")]
 
     def _fork_failed(self, slot: Slot, why: str, now: float) -> list[Effect]:
+        if slot.phase is Phase.EMPTY:
+            return []  # forgotten together with its zygote
         slot.move(Phase.EMPTY)
         slot.crashes += 1
         slot.not_before = now + max(1.0, backoff(slot.crashes))

@@ -13,6 +13,7 @@ import time
 
 from wsgimaster import __version__, http1, lifecycle, messages, processes, sockets
 from wsgimaster._front import Front
+from wsgimaster.errors import StartError
 from wsgimaster.lifecycle import Effect, Event, Overseer
 from wsgimaster.log import LogWriter
 from wsgimaster.messages import Kind, Message
@@ -203,7 +204,12 @@ class Master:
 
     def _start_zygote(self) -> None:
         environment = {**os.environ, **dict(self.settings.app.environment)}
-        zygote, control = processes.start_zygote(self.plan, environment, self.board.fd, self.board.doorbell)
+        try:
+            zygote, control = processes.start_zygote(self.plan, environment, self.board.fd, self.board.doorbell)
+        except (OSError, StartError) as error:
+            self.log.say(f"the zygote can't be started: {error}")
+            self.loop.call_soon(self.handle, lifecycle.ZygoteGone(1))
+            return
         self.zygote, self.control = zygote, control
         self._watch_output(zygote)
         self.loop.add_reader(control.fileno(), self._hear_zygote, control)
@@ -360,7 +366,7 @@ class Master:
         slot = core // self.threads + 1
         self.ready_cores[slot] = self.ready_cores.get(slot, 0) + 1
         if self.ready_cores[slot] == self.threads:
-            self.loop.call_soon(self.handle, lifecycle.WorkerReady(slot))
+            self.handle(lifecycle.WorkerReady(slot))
 
     def request_lines(self, lines: bytes) -> None:
         self.log.write(lines)

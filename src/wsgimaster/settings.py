@@ -10,7 +10,7 @@ from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Network = IPv4Network | IPv6Network
 
@@ -67,6 +67,9 @@ class App(Section):
     required: bool = False  # `need-app`
 
 
+MAX_CORES = 16384  # of the scoreboard: _layout.pxd
+
+
 class Dispatch(StrEnum):
     AUTO = "auto"
     PUSH = "push"
@@ -85,6 +88,14 @@ class Processes(Section):
     max_fd: Annotated[int, Field(ge=64)] | None = None
     dispatch: Dispatch = Dispatch.AUTO
     dispatch_order: Order = Order.WARM
+
+    @model_validator(mode="after")
+    def _fits_the_scoreboard(self) -> Processes:
+        if self.processes * self.threads > MAX_CORES:
+            raise ValueError(
+                f"processes x threads is {self.processes * self.threads}, at most {MAX_CORES} are possible"
+            )
+        return self
 
 
 class Titles(Section):

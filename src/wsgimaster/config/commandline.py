@@ -6,6 +6,7 @@ permutation that takes every option first and then the files.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from wsgimaster.config.language import Assignment, Source
@@ -14,6 +15,7 @@ from wsgimaster.config.spelling import nearest
 from wsgimaster.errors import ConfigError
 
 WHERE = "command line"
+OTHER_FORMATS = (".xml", ".yaml", ".yml", ".json", ".js", ".toml")
 
 
 @dataclass(slots=True)
@@ -95,6 +97,26 @@ def _bundle(argument: str, rest: list[str], result: CommandLine) -> None:
         else:
             result.refuse(f"-{letter}", f"needs a value (it is --{option.names[0]})")
         return
+
+
+def no_configuration(name: str) -> tuple[str, str]:
+    """Return (problem, hint) for a positional argument that is no ini file."""
+    problem = "this is no configuration file"
+    if name == "-":
+        return "standard input isn't read", "write a file"
+    if name.endswith(OTHER_FORMATS):
+        return "only ini files are read yet", "write it as an ini file"
+    if re.fullmatch(r"[\w.\-\[\]:]*:[0-9]+", name):
+        return problem, f"to listen there write --http-socket {name}"
+    if re.search(r"\.ini:[^:/]+$", name):
+        return problem, f"to read one section of it write --ini {name}"
+    if re.fullmatch(r"[\w.]+:[\w.()]+", name):
+        return problem, f"to load that application write --module {name}"
+    if name.endswith((".py", ".wsgi")):
+        return problem, f"to load that application write --wsgi-file {name}"
+    if name.lower() in ("true", "false", "on", "off", "yes", "no", "1", "0"):
+        return problem, "flags take no value on the command line; write --set option=false to switch one off"
+    return problem, f"files that don't end in .ini need the option: --ini {name}"
 
 
 def _some(names: list[str]) -> str:

@@ -18,7 +18,7 @@ def help_text(width: int) -> str:
 
 
 def _row(option: Option, width: int) -> list[str]:
-    help_ = option.help
+    help_ = option.help + (" (not in uWSGI)" if option.ours else "")
     if option.default and option.state is State.WORKS:
         help_ += f" (default: {option.default})"
     if option.state is not State.WORKS:

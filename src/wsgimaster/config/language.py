@@ -257,7 +257,7 @@ class _Scan:
             return ""
         self._replaced += 1
         if self._replaced > MAX_SUBSTITUTIONS:
-            raise LanguageError(f"more than {MAX_SUBSTITUTIONS} replacements in one value: it contains itself")
+            raise LanguageError(f"more than {MAX_SUBSTITUTIONS} replacements in one value, as if it held itself")
         self._charge(len(value) + 1)
         self._open.pop()
         del self._output[start:]

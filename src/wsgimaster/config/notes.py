@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from wsgimaster.config.language import Assignment, Source
 from wsgimaster.config.options import FLAGS, NUMBERS, Kind, Option, State
-from wsgimaster.config.spelling import MAX_SUGGESTIONS, nearest, plain
+from wsgimaster.config.spelling import MAX_SUGGESTIONS, SYNONYMS, nearest, plain
 from wsgimaster.config.values import INLINE_COMMENT, is_on
 
 MOST_WARNINGS = 100  # lines; what comes after them is counted
@@ -36,8 +36,8 @@ class Notes:
             return
         self._told.add(assignment.name)
         meant = nearest(assignment.name) if len(self._told) <= MAX_SUGGESTIONS else None
-        if assignment.source is Source.ENVIRONMENT and not meant:
-            return  # Kubernetes and image builders set many of these, none of them a mistake
+        if assignment.source is Source.ENVIRONMENT and (not meant or assignment.name in SYNONYMS):
+            return  # Kubernetes and image builders set many of these (UWSGI_PORT), none of them a mistake
         if meant and plain(assignment.name) == meant:
             self.add(assignment, f"is ignored, the option is spelled {meant}")
         elif meant:

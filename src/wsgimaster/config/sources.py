@@ -7,11 +7,10 @@ stand where it was named. When all is gathered, `$(NAME)`, `@(file)` and `%(name
 from __future__ import annotations
 
 import os.path
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from wsgimaster.config.commandline import CommandLine
+from wsgimaster.config.commandline import WHERE, CommandLine, no_configuration
 from wsgimaster.config.language import (
     Assignment,
     Ini,
@@ -49,7 +48,6 @@ IGNORED_VARIABLES = frozenset(
     ]
 )
 
-OTHER_FORMATS = (".xml", ".yaml", ".yml", ".json", ".js", ".toml")
 BLOCK_ENDS = frozenset({"endfor", "end-for", "endif", "end-if", "end"})
 
 
@@ -143,13 +141,13 @@ class _Reader:
 
     def positional(self, name: str) -> None:
         """Read a file that stands on the command line without an option."""
-        assignment = Assignment("ini", name, "command line", Source.COMMAND_LINE)
+        assignment = Assignment("ini", name, WHERE, Source.COMMAND_LINE)
         if name.startswith("["):  # uWSGI skips these, process titles look like that
             return
         if name.endswith(".ini"):
             self._read(assignment, name, "")
             return
-        self._error(ConfigError("command line", name, *_no_configuration(name)))
+        self._error(ConfigError(WHERE, name, *no_configuration(name)))
 
     def finish(self) -> None:
         """Report what only the whole shows: under `strict` also the lines before it count."""
@@ -197,7 +195,8 @@ class _Reader:
             return
         name = name or self._last_file or ""
         if "O" not in self._magic:  # the capital letters belong to the first file that `ini` names
-            self._magic |= {key.upper(): value for key, value in self._file_magic(name, section).items()}
+            magic = self._file_magic(name, section)
+            self._magic |= {key.upper(): value for key, value in magic.items() if key.isalpha()}
         self._read(assignment, name, section)
 
     def _include(self, assignment: Assignment) -> None:
@@ -221,7 +220,7 @@ class _Reader:
         elif self._files_read > MAX_FILES:
             if self._files_read == MAX_FILES + 1:
                 self._refuse(assignment, f"more than {MAX_FILES} files are read")
-        elif "://" in name:
+        elif "://" in name or name == "-":
             self._refuse(assignment, f"only files are read, found {name!r}", "download or write the file first")
         else:
             self._last_file = name
@@ -259,24 +258,6 @@ class _Reader:
 
     def _error(self, error: ConfigError) -> None:
         self.result.errors.append((len(self.result.assignments), error))
-
-
-def _no_configuration(name: str) -> tuple[str, str]:
-    """Return (problem, hint) for a positional argument that is no ini file."""
-    problem = "this is no configuration file"
-    if name.endswith(OTHER_FORMATS):
-        return "only ini files are read yet", "write it as an ini file"
-    if re.fullmatch(r"[\w.\-\[\]:]*:[0-9]+", name):
-        return problem, f"to listen there write --http-socket {name}"
-    if re.search(r"\.ini:[^:/]+$", name):
-        return problem, f"to read one section of it write --ini {name}"
-    if re.fullmatch(r"[\w.]+:[\w.()]+", name):
-        return problem, f"to load that application write --module {name}"
-    if name.endswith((".py", ".wsgi")):
-        return problem, f"to load that application write --wsgi-file {name}"
-    if name.lower() in ("true", "false", "on", "off", "yes", "no", "1", "0"):
-        return problem, "flags take no value on the command line; write --set option=false to switch one off"
-    return problem, f"files that don't end in .ini need the option: --ini {name}"
 
 
 def _substitute(gathered: Gathered, environ: Mapping[str, str], cwd: str, system: System) -> None:
