@@ -31,7 +31,7 @@ def run(arguments: list[str]) -> int:
             print(f"wsgimaster: {error}", file=sys.stderr)
         return 1
     if loaded.action in ("version", "help"):
-        print(loaded.text)
+        print(loaded.text, end="")
         return 0
     return serve(loaded)
 
