@@ -50,11 +50,15 @@ cdef extern from * nogil:
     #include <sys/sendfile.h>
     #include <sys/syscall.h>
 
-    static int wait_for(int fd, short what, int timeout_ms) {
+    /* > 0: ready; 0: `timeout` is over since *since, which is set when it is 0; < 0: errno, EINTR mostly. */
+    static int wait_for(int fd, short what, uint64_t timeout_ns, uint64_t *since) {
         struct pollfd p = { fd, what, 0 };
-        int n = poll(&p, 1, timeout_ms);
-        if (n == 0) errno = ETIMEDOUT;
-        return n;
+        uint64_t now = now_ns();
+        if (!*since) *since = now;
+        uint64_t over = *since + timeout_ns;
+        if (now >= over) return 0;
+        uint64_t ms = (over - now + 999999) / 1000000;
+        return poll(&p, 1, ms < 3600000 ? (int)ms : 3600000);
     }
 
     /* Send what the pieces hold, as far as it goes without waiting. Advances them; bytes sent, or -1 with errno. */
@@ -92,7 +96,7 @@ cdef extern from * nogil:
         strftime(buffer, 26, "%a %b %e %H:%M:%S %Y", &parts);
     }
     """
-    int wait_for(int fd, short what, int timeout_ms)
+    int wait_for(int fd, short what, uint64_t timeout_ns, uint64_t *since)
     ssize_t send_pieces(int fd, iovec *pieces, int count, int flags)
     ssize_t recv(int fd, void *bytes, size_t size, int flags)
     ssize_t sendfile(int to, int source, int64_t *offset, size_t size)
@@ -140,8 +144,8 @@ class ClientDisconnected(OSError):
 cdef class Input:
     """wsgi.input: the body, read from the client as the application asks for it; ends at CONTENT_LENGTH."""
 
-    cdef int fd
-    cdef int timeout_ms
+    cdef int fd              # -1 once the request has ended
+    cdef uint64_t timeout_ns
     cdef int64_t left        # bytes of the body that are still in the socket
     cdef int64_t consumed
     cdef bytes held          # read from the socket, not yet by the application
@@ -157,17 +161,18 @@ cdef class Input:
     cdef Py_ssize_t receive(self, char *to, size_t size, object asked) except -1:
         """At least one byte into `to`."""
         cdef ssize_t n
-        cdef int ready
-        if self.fd < 0:
-            raise ValueError("wsgi.input was read after its request had ended")
+        cdef int ready = 1
+        cdef uint64_t since = 0
         while True:
+            if self.fd < 0:  # asked again after each wait: the number may be another client's by then
+                raise ValueError("wsgi.input was read after its request had ended")
             n = recv(self.fd, to, size, MSG_DONTWAIT)
             if n > 0:
                 self.left -= n
                 return n
             if n < 0 and errno == EAGAIN:
                 with nogil:
-                    ready = wait_for(self.fd, POLLIN, self.timeout_ms)
+                    ready = wait_for(self.fd, POLLIN, self.timeout_ns, &since)
                 if ready > 0:
                     continue
                 if ready < 0 and errno == EINTR:
@@ -282,9 +287,9 @@ cdef class Input:
         """Nothing: the body ends with the request."""
 
 
-cdef Input make_input(int fd, int timeout_ms, int64_t length, bytes held, Slot *slot):
+cdef Input make_input(int fd, uint64_t timeout_ns, int64_t length, bytes held, Slot *slot):
     cdef Input body = Input.__new__(Input)
-    body.fd, body.timeout_ms, body.slot = fd, timeout_ms, slot
+    body.fd, body.timeout_ns, body.slot = fd, timeout_ns, slot
     body.held, body.at, body.consumed = held, 0, 0
     body.left = max(0, length - len(held))
     return body
@@ -364,6 +369,7 @@ cdef class Exchange:
     cdef size_t protocol_bytes    # "HTTP/1.1", in Core.head
     cdef bint via_sendfile
     cdef uint64_t seq
+    cdef uint64_t stuck_since     # when the client stopped taking bytes, or 0
 
     def start_response(self, status, headers, exc_info=None):
         """PEP 3333. Raises TypeError or ValueError for what must not go on the wire, naming the header."""
@@ -427,6 +433,7 @@ cdef class Exchange:
             with nogil:
                 n = send_pieces(self.fd, pieces, count, flags)
             if n >= 0:
+                self.stuck_since = 0
                 self.core.slot.sent_bytes += n
                 if pieces[0].iov_len == 0 and (count == 1 or pieces[1].iov_len == 0):
                     return 0
@@ -439,7 +446,7 @@ cdef class Exchange:
         cdef int ready = 1
         if errno == EAGAIN:
             with nogil:
-                ready = wait_for(self.fd, POLLOUT, self.core.timeout_ms)
+                ready = wait_for(self.fd, POLLOUT, self.core.timeout_ns, &self.stuck_since)
             if ready > 0:
                 return 0
         if errno == EINTR:
@@ -502,6 +509,7 @@ cdef class Exchange:
             if n == 0:
                 break  # the file became shorter; complain_of_length says so
             left -= n
+            self.stuck_since = 0
             self.body_sent += n
             self.core.slot.sent_bytes += n
         return True
@@ -517,7 +525,8 @@ cdef class Core:
     an except block, logs the traceback.
     """
 
-    cdef int channel, index, timeout_ms, core_id
+    cdef int channel, index, core_id
+    cdef uint64_t timeout_ns
     cdef object memory
     cdef BoardHead *board
     cdef Slot *slot
@@ -542,7 +551,7 @@ cdef class Core:
             raise ValueError("the scoreboard is of another version of wsgimaster")
         self.slot, self.ring = board_slot(self.board, index), board_ring(self.board, index)
         self.application, self.environ = application, environ
-        self.timeout_ms = max(1, <int>(timeout * 1000))
+        self.timeout_ns = <uint64_t>(timeout * 1e9)
         self.log_all, self.log_4xx, self.log_5xx = log_all, log_4xx, log_5xx
         self.complain, self.report = complain, report
         self.pid = os.getpid()
@@ -616,7 +625,7 @@ cdef class Core:
         exchange.http = (message.flags & FLAG_HTTP) != 0
         exchange.length = -1
         try:
-            body = make_input(fd, self.timeout_ms, message.content_length, self.first_body(message), self.slot)
+            body = make_input(fd, self.timeout_ns, message.content_length, self.first_body(message), self.slot)
             environ = self.make_environ(message, body)
             method, uri = environ["REQUEST_METHOD"], environ.get("REQUEST_URI", "")
             address, user = environ.get("REMOTE_ADDR", ""), environ.get("REMOTE_USER", "")
@@ -635,6 +644,7 @@ cdef class Core:
         else:
             shutdown(fd, SHUT_WR)
         close(fd)
+        exchange.fd = -1
         if body is not None:
             body.fd = -1
         self.account(exchange, message, method, uri, address, user, protocol, variables)
@@ -695,7 +705,10 @@ cdef class Core:
                                          message.body_bytes)
 
     cdef dict make_environ(self, MessageHead *message, Input body):
-        """Every variable as it came (latin-1), over the base; what PEP 3333 requires is added where it is missing."""
+        """Every variable as it came (latin-1), over the base; what PEP 3333 requires is added where it is missing.
+
+        Only wsgi.* and uwsgi.* are the server's to set: an application trusts them.
+        """
         cdef dict environ = PyDict_Copy(self.environ)
         cdef const unsigned char *at = <unsigned char *>message + sizeof(MessageHead)
         cdef const unsigned char *end = at + message.vars_bytes
@@ -703,8 +716,9 @@ cdef class Core:
         while at < end:  # the master has checked the lengths
             key_size = at[0] | (<size_t>at[1] << 8)
             value_size = at[2 + key_size] | (<size_t>at[3 + key_size] << 8)
-            PyDict_SetItem(environ, self.key(at + 2, key_size),
-                           PyUnicode_DecodeLatin1(<const char *>at + 4 + key_size, value_size, NULL))
+            if not is_ours(at + 2, key_size):
+                PyDict_SetItem(environ, self.key(at + 2, key_size),
+                               PyUnicode_DecodeLatin1(<const char *>at + 4 + key_size, value_size, NULL))
             at += 4 + key_size + value_size
         environ["wsgi.input"] = body
         if "PATH_INFO" not in environ or "SERVER_NAME" not in environ:
@@ -845,6 +859,10 @@ cdef int count_variables(const unsigned char *at, size_t size):
         at += 4 + key_size + (at[2 + key_size] | (<size_t>at[3 + key_size] << 8))
         count += 1
     return count
+
+
+cdef bint is_ours(const unsigned char *key, size_t size):
+    return (size > 5 and memcmp(key, b"wsgi.", 5) == 0) or (size > 6 and memcmp(key, b"uwsgi.", 6) == 0)
 
 
 cdef int add_missing(dict environ) except -1:
