@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from wsgimaster import _process, _serve, loader
@@ -170,13 +170,11 @@ def base_environ(plan: dict[str, Any], core: int) -> dict[str, Any]:
 
 def report_exception(method: str, uri: str) -> None:
     """Called inside an except block: the traceback, with the request it belongs to."""
-    error = sys.exc_info()[1]
-    # From the application's first frame on; ours above it say nothing.
-    sys.stderr.write(f"{method} {uri}: exception in the application\n{''.join(_lines(error))}")
-
-
-def _lines(error: BaseException | None) -> Iterable[str]:
-    return traceback.format_exception(error) if error is not None else []
+    kind, error, frames = sys.exc_info()
+    while frames is not None and frames.tb_frame.f_code.co_filename.endswith("_serve.pyx"):
+        frames = frames.tb_next  # ours above the application's first frame say nothing
+    lines = "".join(traceback.format_exception(kind, error, frames))
+    sys.stderr.write(f"{method} {uri}: exception in the application\n{lines}")
 
 
 def leave(status: int) -> NoReturn:
