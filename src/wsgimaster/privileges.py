@@ -30,6 +30,14 @@ def drop(identity: Identity) -> str | None:
     return warning
 
 
+def future_owner(identity: Identity) -> tuple[int, int]:
+    """The uid and gid that we are going to have, -1 where that doesn't change."""
+    if os.geteuid() != 0:
+        return -1, -1
+    uid, gid = identity.uid, identity.gid
+    return (-1 if uid is None else uid), (-1 if gid is None else gid)
+
+
 def _change(identity: Identity) -> None:
     """Groups first: afterwards there is no right left to change them."""
     if identity.gid is not None or identity.uid is not None:

@@ -70,23 +70,27 @@ def waiting_limit(asked: int | None, largest: int) -> tuple[int, str | None]:
     return asked, None
 
 
-def open_all(settings: Sockets) -> list[Listener]:
-    """All listening sockets, or none: raises StartError and closes what it had opened."""
+def open_all(settings: Sockets, owner: tuple[int, int]) -> list[Listener]:
+    """All listening sockets, or none: raises StartError and closes what it had opened.
+
+    owner: uid and gid (-1: as it is) of socket files where `chown-socket` doesn't say otherwise. uWSGI binds after
+    it has dropped root, so there they belong to `uid`.
+    """
     opened: list[Listener] = []
     try:
         for address in settings.addresses:
-            opened.append(_open(address, settings))
+            opened.append(_open(address, settings, settings.socket_owner or owner))
     except StartError:
         tidy(opened)
         raise
     return opened
 
 
-def _open(address: Address, settings: Sockets) -> Listener:
+def _open(address: Address, settings: Sockets, owner: tuple[int, int]) -> Listener:
     try:
         match address.family:
             case Family.UNIX:
-                return _open_unix(address, settings)
+                return _open_unix(address, settings.socket_mode, owner)
             case Family.ABSTRACT:
                 bound = socket.socket(socket.AF_UNIX)
                 bound.bind("\0" + address.path)
@@ -132,15 +136,15 @@ def _inherit(address: Address) -> socket.socket:
     return bound
 
 
-def _open_unix(address: Address, settings: Sockets) -> Listener:
+def _open_unix(address: Address, mode: int | None, owner: tuple[int, int]) -> Listener:
     path = address.path
     _remove_stale(path)
     bound = socket.socket(socket.AF_UNIX)
     bound.bind(path)
-    if settings.socket_mode is not None:
-        os.chmod(path, settings.socket_mode)  # noqa: PTH101
-    if settings.socket_owner is not None:
-        os.chown(path, *settings.socket_owner)
+    if mode is not None:
+        os.chmod(path, mode)  # noqa: PTH101
+    if owner != (-1, -1):
+        os.chown(path, *owner)
     status = os.stat(path)  # noqa: PTH116
     _listen(bound)
     return Listener(address, bound, (status.st_dev, status.st_ino))

@@ -40,7 +40,7 @@ def run(settings: Settings, said: list[str]) -> int:
         if settings.app.chdir:
             change_directory(settings.app.chdir)
         descriptors = raise_descriptor_limit(settings.processes.max_fd)
-        listeners = sockets.open_all(settings.sockets)
+        listeners = sockets.open_all(settings.sockets, privileges.future_owner(identity))
         warning = privileges.drop(identity)
         write_pidfile(pidfiles[1])
         _process.become_subreaper()
