@@ -174,6 +174,8 @@ ctypedef struct Core:
     int32_t client         # RUNNING connection, or -1
     uint64_t seq           # of the last message that asks for `done`
     uint64_t pushed_ns
+    unsigned char *kept    # a copy of the request that was pushed last, for another core if this one never begins it
+    uint32_t kept_bytes, kept_room
 
 ctypedef struct Process:
     int32_t running        # requests
@@ -327,6 +329,8 @@ cdef class Front:
         for fd in range(self.table_size):
             PyMem_RawFree(self.connections[fd].bytes)
         PyMem_RawFree(self.connections)
+        for fd in range(self.core_count):
+            PyMem_RawFree(self.cores[fd].kept)
         PyMem_RawFree(self.cores)
         PyMem_RawFree(self.processes)
         PyMem_RawFree(self.rank_first)
@@ -704,6 +708,7 @@ cdef class Front:
             return self.push_failed(core, errno)
         k.seq += 1
         k.client, k.pushed_ns = fd, now_ns()
+        self.keep_copy(k, bytes, have)
         self.set_core(core, BUSY)
         if c.state == QUEUED:
             self.unlink(fd)
@@ -712,6 +717,18 @@ cdef class Front:
         self.running += 1
         self.n_pushed += 1
         return True
+
+    cdef int keep_copy(self, Core *k, const unsigned char *bytes, size_t have) except -1:
+        """A worker that is killed inside recvmsg takes the message with it although it never began the request."""
+        cdef unsigned char *larger
+        if have > k.kept_room:
+            larger = <unsigned char *>PyMem_RawRealloc(k.kept, max(2048, have))
+            if larger == NULL:
+                raise MemoryError
+            k.kept, k.kept_room = larger, <uint32_t>max(2048, have)
+        memcpy(k.kept, bytes, have)
+        k.kept_bytes = <uint32_t>have
+        return 0
 
     cdef bint push_failed(self, int core, int error) except -1:
         """The kernel refused the message. The core counts as busy until it has answered an empty one."""
@@ -882,6 +899,8 @@ cdef class Front:
         self.collect_finished()  # it may have finished before it died
         self.take_ring(core)
         self.take_back(core)
+        if k.client >= 0 and load_acquire(&slot.taken) < k.seq:
+            self.requeue(core)  # the message went with the worker, but the application never saw it
         fd = k.client
         self.set_core(core, ABSENT)
         close(k.channel)  # leaves the epoll with it: nobody else holds our end
@@ -930,7 +949,7 @@ cdef class Front:
             self.events.core_ready(core)
             self.pump()
         elif head.kind == MESSAGE_RETURNED and self.cores[core].client >= 0 and head.seq == self.cores[core].seq:
-            self.requeue(core, self.scratch, n)
+            self.requeue(core)
             self.events.descriptor_lost(core)
             self.ask_for_report(core)
         return 0
@@ -953,7 +972,7 @@ cdef class Front:
             if fd >= 0:
                 close(fd)  # the copy that was in the channel; ours is the connection's
             if head.kind == MESSAGE_REQUEST and k.client >= 0 and head.seq == k.seq:
-                self.requeue(core, self.scratch, n)
+                self.requeue(core)
                 self.n_taken_back += 1
                 found = True
         if found:
@@ -961,25 +980,19 @@ cdef class Front:
             self.pump()
         return found
 
-    cdef int requeue(self, int core, unsigned char *message, size_t size) except -1:
-        """The message's request waits again, before all others."""
-        cdef MessageHead *head = <MessageHead *>message
+    cdef int requeue(self, int core) except -1:
+        """The core's request waits again, before all others."""
         cdef Core *k = &self.cores[core]
         cdef int fd = k.client
         cdef Connection *c = &self.connections[fd]
-        cdef size_t payload = size - sizeof(MessageHead)
-        if head.vars_bytes > payload or head.vars_bytes > 65535:
-            raise ValueError("a message of ours came back changed")
-        c.bytes = <unsigned char *>PyMem_RawMalloc(4 + payload)
+        c.bytes = <unsigned char *>PyMem_RawMalloc(k.kept_bytes)
         if c.bytes == NULL:
             raise MemoryError
-        c.bytes[0], c.bytes[3] = head.modifier1, head.modifier2
-        c.bytes[1], c.bytes[2] = <uint8_t>(head.vars_bytes & 0xFF), <uint8_t>(head.vars_bytes >> 8)
-        memcpy(c.bytes + 4, message + sizeof(MessageHead), payload)
-        c.have = c.room = <uint32_t>(4 + payload)
+        memcpy(c.bytes, k.kept, k.kept_bytes)
+        c.have = c.room = k.kept_bytes
         k.client = -1
         self.running -= 1
-        c.state, c.core = QUEUED, -1
+        c.state, c.core, c.since_ns = QUEUED, -1, now_ns()
         self.link_first(fd)
         return 0
 

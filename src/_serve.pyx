@@ -574,7 +574,7 @@ cdef class Core:
         cdef ssize_t n
         cdef int fd
         self.slot.tid = thread_id()
-        self.say(MESSAGE_READY, 0, NULL, 0)
+        self.say(MESSAGE_READY, 0)
         while True:
             with nogil:
                 n = receive_message(self.channel, self.buffer, MESSAGE_MAX_BYTES, 0, &fd)
@@ -584,7 +584,7 @@ cdef class Core:
             if n < <ssize_t>sizeof(MessageHead) or message.kind == MESSAGE_RETIRE:
                 return
             if message.kind == MESSAGE_REQUEST and fd < 0:  # no descriptor was free to receive it
-                self.say(MESSAGE_RETURNED, message.seq, self.buffer + sizeof(MessageHead), n - sizeof(MessageHead))
+                self.say(MESSAGE_RETURNED, message.seq)
                 continue
             self.slot.started_ns = now_ns()
             store_release(&self.slot.taken, message.seq)
@@ -593,18 +593,14 @@ cdef class Core:
                 self.slot.outcome = self.handle(message, fd)
             self.finished(message.seq)
 
-    cdef void say(self, int kind, uint64_t seq, void *payload, size_t size):
-        """To the master. RETURNED repeats the request's own head, so that it can be sent again."""
+    cdef void say(self, int kind, uint64_t seq):
+        """To the master."""
         cdef MessageHead head
-        cdef iovec pieces[2]
-        if kind == MESSAGE_RETURNED:
-            memcpy(&head, self.buffer, sizeof(MessageHead))
-        else:
-            memset(&head, 0, sizeof(MessageHead))
+        cdef iovec piece
+        memset(&head, 0, sizeof(MessageHead))
         head.kind, head.seq = kind, seq
-        pieces[0].iov_base, pieces[0].iov_len = &head, sizeof(MessageHead)
-        pieces[1].iov_base, pieces[1].iov_len = payload, size
-        send_message(self.channel, pieces, 2, -1)
+        piece.iov_base, piece.iov_len = &head, sizeof(MessageHead)
+        send_message(self.channel, &piece, 1, -1)
 
     cdef void finished(self, uint64_t seq):
         """Free again: tell the master, and wake it only if it asked for that or has something to do."""

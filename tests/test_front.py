@@ -6,6 +6,7 @@ The cores here are threads with real channels, a real scoreboard and real client
 import os
 import select
 import socket
+import struct
 import threading
 
 import pytest
@@ -16,6 +17,9 @@ from wsgimaster._front import Front
 from wsgimaster._proto import build
 from wsgimaster.processes import make_channel
 from wsgimaster.scoreboard import Scoreboard
+
+
+SLOT_BYTES = 192  # _layout.pxd; its first field is `taken`
 
 
 class Recorder:
@@ -125,6 +129,12 @@ class Bench:
             return predicate()
 
         wait_until(step, 20, f"{self.front.counters}")
+
+    def begin(self, core, seq):
+        """What a worker does first with a request: say in its slot that it has it."""
+        head = struct.unpack_from("<IIIIQQQQ", self.board.memory)
+        slots = head[5]
+        struct.pack_into("<Q", self.board.memory, slots + core * SLOT_BYTES, seq)
 
     def connect(self, data):
         client = socket.socket(socket.AF_UNIX)
@@ -294,10 +304,19 @@ def test_what_a_dead_worker_had_not_begun_goes_to_another(stopped):
     assert bench.application.begun == [(1, "/again")]
 
 
+def test_what_died_with_the_worker_inside_recvmsg_goes_to_another(stopped):
+    bench, worker = stopped
+    client = bench.ask("/again")
+    worker.recv(200)
+    bench.front.remove_core(0)
+    assert bench.answer(client).endswith(b"core 1")
+
+
 def test_what_a_dead_worker_had_begun_is_answered_502(stopped):
     bench, worker = stopped
     client = bench.ask("/lost")
-    worker.recv(200)
+    seq = int.from_bytes(worker.recv(200)[8:16], "little")
+    bench.begin(0, seq)
     bench.front.remove_core(0)
     assert bench.answer(client).startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
     assert bench.application.begun == []

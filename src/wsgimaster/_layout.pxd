@@ -16,7 +16,8 @@
 #
 #     master: sendmsg(seq)   worker: recvmsg, taken = seq, ..., sent = seq, ..., done = seq, finished bit
 #
-# taken < seq: the message is still in the channel, and whoever reads it there owns it (docs/architecture.md).
+# taken < seq: the application hasn't seen it. While the message is in the channel, whoever reads it there owns it;
+#              after the worker's death it is anybody's (docs/architecture.md).
 # sent < seq:  no byte of the answer went out, so an error answer is still possible.
 # done == seq: the core is free.
 #
