@@ -56,17 +56,20 @@ cdef extern from * nogil:
     #include <sys/un.h>
     #include <unistd.h>
 
+    /* An application that filled the doorbell and made it blocking would stop its workers, and a plain read could
+       stop us. */
+    static void empty_eventfd(int fd) {
+        uint64_t count;
+        struct iovec piece = { &count, sizeof count };
+        ssize_t ignored = preadv2(fd, &piece, 1, -1, RWF_NOWAIT);
+        (void)ignored;
+    }
+
     /* The bits of a unix client that has closed, or of a TCP client that has closed or half-closed. */
     static int client_left(int fd, int tcp_uwsgi) {
         struct pollfd p = { fd, POLLRDHUP, 0 };
         if (poll(&p, 1, 0) <= 0) return 0;
         return p.revents & (POLLHUP | POLLERR | (tcp_uwsgi ? POLLRDHUP : 0));
-    }
-
-    /* Make the next close a reset, so that a client of TCP sees that its answer was cut. */
-    static void reset_on_close(int fd) {
-        struct linger now = { 1, 0 };
-        setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
     }
 
     typedef union { struct sockaddr any; struct sockaddr_in v4; struct sockaddr_in6 v6; struct sockaddr_un un; }
@@ -108,7 +111,7 @@ cdef extern from * nogil:
     int shutdown(int fd, int how)
     int close(int fd)
     int client_left(int fd, int tcp_uwsgi)
-    void reset_on_close(int fd)
+    void empty_eventfd(int fd)
     int address_bytes(const SocketName *name, unsigned char *out)
     int in_network(const unsigned char *address, const unsigned char *network, int bits)
     void *memmem(const void *haystack, size_t size, const void *needle, size_t needle_size)
@@ -125,7 +128,11 @@ cdef extern from * nogil:
         SOCK_CLOEXEC
 
 cdef extern from "<sys/eventfd.h>" nogil:
-    int eventfd_write_one "eventfd_write"(int fd, uint64_t value)
+    int eventfd(unsigned int value, int flags)
+    int eventfd_write(int fd, uint64_t value)
+    enum:
+        EFD_CLOEXEC
+        EFD_NONBLOCK
 
 cdef enum Watched:  # what an epoll entry stands for; the upper byte of its data
     LISTENER = 1
@@ -176,6 +183,7 @@ ctypedef struct Core:
     uint64_t pushed_ns
     unsigned char *kept    # a copy of the request that was pushed last, for another core if this one never begins it
     uint32_t kept_bytes, kept_room
+    uint8_t unasked        # BUSY without a request: the next tick asks it for a report
 
 ctypedef struct Process:
     int32_t running        # requests
@@ -200,6 +208,7 @@ cdef enum:
     BATCH = 64                    # events per epoll_wait
     ROUNDS = 64                   # of epoll_wait, before the loop's other callbacks get their turn
     MAX_BUFFERED = 64 << 20       # bytes of incomplete heads, over all connections
+    MAX_QUEUED = 64 << 20         # bytes of waiting requests
     DISCARD_READS = 16            # per event of a lingering client
 
 # A client that drips one byte per socket-timeout is let go after this many timeouts.
@@ -257,8 +266,14 @@ cdef class Front:
     events: the master's object with the methods that `Events` in master.py lists.
     """
 
+    # Where the parts of the scoreboard are: computed once, since the applications can scribble over its head.
     cdef BoardHead *board
+    cdef uint64_t *bitmap
+    cdef Slot *slots
+    cdef unsigned char *rings
     cdef object memory            # keeps the mapping alive
+    cdef int doorbell
+    cdef int again                # an eventfd of our own, for "look once more"; never the doorbell, which others hold
     cdef int epoll
     cdef readonly int epoll_fd
     cdef Connection *connections
@@ -273,6 +288,7 @@ cdef class Front:
     cdef int listener_count
     cdef Chain heads, queue, lingerers
     cdef size_t buffered          # bytes held for connections in HEAD
+    cdef size_t queued_bytes      # the same for QUEUED
     cdef NetworkRule *allow
     cdef int allow_count
     cdef NetworkRule *forwarded
@@ -287,11 +303,14 @@ cdef class Front:
     cdef bint paused, ticking, lost_descriptors
     cdef uint64_t n_accepted, n_pushed, n_queued, n_refused, n_taken_back, n_clients_gone, n_answered
 
-    def __cinit__(self, memory, int cores, int threads, *, int buffer_size, double timeout, int waiting_limit,
+    def __cinit__(self, memory, int cores, int threads, int doorbell, *, int buffer_size, double timeout, int waiting_limit,
                   bint even, allow_from, forwarded_allow, events, read_http_head):
         cdef unsigned char[::1] view = memory
         self.memory = memory
         self.board = <BoardHead *>&view[0]
+        self.bitmap = <uint64_t *>(&view[0] + sizeof(BoardHead))
+        self.slots = <Slot *>(&view[0] + slots_offset(cores))
+        self.rings = &view[0] + rings_offset(cores)
         self.core_count, self.threads = cores, threads
         self.process_count = cores // threads
         self.buffer_size = buffer_size
@@ -321,7 +340,13 @@ cdef class Front:
         self.epoll = self.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
         if self.epoll < 0:
             raise OSError(errno, "epoll_create1")
-        self.watch(self.board.doorbell, DOORBELL, 0, EPOLLIN | EPOLLET)
+        self.doorbell = doorbell
+        self.again = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+        if self.again < 0:
+            raise OSError(errno, "eventfd")
+        # Edge-triggered, so that neither has to be read: epoll_wait takes the edge.
+        self.watch(doorbell, DOORBELL, 0, EPOLLIN | EPOLLET)
+        self.watch(self.again, DOORBELL, 0, EPOLLIN | EPOLLET)
         self.ask_for_ring()
 
     def __dealloc__(self):
@@ -338,8 +363,8 @@ cdef class Front:
         PyMem_RawFree(self.scratch)
         PyMem_RawFree(self.allow)
         PyMem_RawFree(self.forwarded)
-        if self.epoll >= 0:
-            close(self.epoll)
+        close(self.epoll)
+        close(self.again)
 
     # ---- the loop's callback ----
 
@@ -357,7 +382,7 @@ cdef class Front:
                     break
         finally:
             self.ask_for_ring()
-        if (self.running or self.heads.length or self.lingerers.length or self.paused) and not self.ticking:
+        if (self.running or self.queue.length or self.heads.length or self.lingerers.length or self.paused) and not self.ticking:
             self.ticking = True
             self.events.tick_wanted()
 
@@ -366,13 +391,12 @@ cdef class Front:
         cdef bint wanted = self.idle_cores == 0 or self.queue.length > 0 or self.leaving_cores > 0
         store_seq_u32(&self.board.ring, wanted)
         if wanted and self.any_finished():
-            eventfd_write_one(self.board.doorbell, 1)
+            eventfd_write(self.again, 1)
 
     cdef bint any_finished(self):
-        cdef uint64_t *bitmap = board_bitmap(self.board)
         cdef int word
         for word in range((self.core_count + 63) // 64):
-            if load_seq(&bitmap[word]):
+            if load_seq(&self.bitmap[word]):
                 return True
         return False
 
@@ -565,7 +589,7 @@ cdef class Front:
             self.refuse(fd, error.status, str(error))
             return False
         c.content_length = length
-        packet += PyBytes_FromStringAndSize(<char *>bytes + size, min(have - size, FIRST_READ))
+        packet += PyBytes_FromStringAndSize(<char *>bytes + size, have - size)
         self.admit(fd, <unsigned char *>PyBytes_AS_STRING(packet), PyBytes_GET_SIZE(packet))
         return False
 
@@ -601,13 +625,13 @@ cdef class Front:
         return 0
 
     cdef int make_room(self, int fd) except -1:
-        """Room for at least one more byte, never more than the largest head needs."""
+        """Room for more, but never so much that more than FIRST_READ bytes of the body could come with the head's end."""
         cdef Connection *c = &self.connections[fd]
         cdef unsigned char *larger
         cdef uint32_t room
         if c.room > c.have:
             return 0
-        room = min(2 * c.room, MOST_READ) if c.room < MOST_READ else c.room + FIRST_READ
+        room = c.have + FIRST_READ
         larger = <unsigned char *>PyMem_RawRealloc(c.bytes, room)
         if larger == NULL:
             raise MemoryError
@@ -627,11 +651,15 @@ cdef class Front:
         if c.watched:  # the worker is about to hold a copy, and epoll would go on watching through that
             epoll_ctl(self.epoll, EPOLL_CTL_DEL, fd, NULL)
             c.watched = False
-        if self.queue.length == 0:
+        while self.queue.length == 0:
             core = self.choose_core()
-            if core >= 0 and self.push(core, fd, bytes, have):
+            if core < 0:
+                break
+            if self.push(core, fd, bytes, have):
                 return 0
-        if self.queue.length >= self.waiting_limit:
+        if self.queue.length >= self.waiting_limit or self.queued_bytes + have > MAX_QUEUED:
+            self.drop_who_left()
+        if self.queue.length >= self.waiting_limit or self.queued_bytes + have > MAX_QUEUED:
             self.forget_bytes(c)
             self.refuse(fd, 503, f"{self.queue.length} requests are waiting already (listen = {self.waiting_limit})")
             return 0
@@ -648,6 +676,21 @@ cdef class Front:
         self.n_queued += 1
         return 0
 
+    cdef int drop_who_left(self) except -1:
+        """Waiting clients that have gone give up their places."""
+        cdef int fd = self.queue.first, following
+        while fd >= 0:
+            following = self.connections[fd].next
+            if self.has_left(fd):
+                self.n_clients_gone += 1
+                self.drop(fd)
+            fd = following
+        return 0
+
+    cdef bint has_left(self, int fd):
+        cdef Listener *listener = &self.listeners[self.connections[fd].listener]
+        return client_left(fd, not listener.local and not listener.http) != 0
+
     cdef void forget_bytes(self, Connection *c):
         PyMem_RawFree(c.bytes)
         c.bytes = NULL
@@ -657,15 +700,13 @@ cdef class Front:
         """While somebody waits and a core is idle: oldest first, except those who have left."""
         cdef int fd, core
         cdef Connection *c
-        cdef Listener *listener
         while self.queue.length:
             core = self.choose_core()
             if core < 0:
                 return 0
             fd = self.queue.first
             c = &self.connections[fd]
-            listener = &self.listeners[c.listener]
-            if client_left(fd, not listener.local and not listener.http):
+            if self.has_left(fd):
                 self.n_clients_gone += 1
                 self.drop(fd)
                 continue
@@ -745,21 +786,21 @@ cdef class Front:
         memset(&head, 0, sizeof(MessageHead))
         head.kind, head.seq = MESSAGE_NOP, self.cores[core].seq + 1
         piece.iov_base, piece.iov_len = &head, sizeof(MessageHead)
-        if send_message(self.cores[core].channel, &piece, 1, -1) >= 0:
+        self.cores[core].unasked = send_message(self.cores[core].channel, &piece, 1, -1) < 0
+        if not self.cores[core].unasked:
             self.cores[core].seq += 1
 
     # ---- 6 finish ----
 
     cdef int collect_finished(self) except -1:
         """Take the finished bits; free those cores, close or drain their clients, and feed the queue."""
-        cdef uint64_t *bitmap = board_bitmap(self.board)
         cdef uint64_t bits
         cdef int word, bit
         cdef bint any = False
         for word in range((self.core_count + 63) // 64):
-            if load_acquire(&bitmap[word]) == 0:
+            if load_acquire(&self.bitmap[word]) == 0:
                 continue
-            bits = exchange_u64(&bitmap[word], 0)
+            bits = exchange_u64(&self.bitmap[word], 0)
             while bits:
                 # Highest first, so that the lowest slot is the warmest afterwards.
                 bit = 63 - leading_zeros(bits)
@@ -773,7 +814,7 @@ cdef class Front:
 
     cdef int finish(self, int core) except -1:
         cdef Core *k = &self.cores[core]
-        cdef Slot *slot = board_slot(self.board, core)
+        cdef Slot *slot = &self.slots[core]
         cdef int fd = k.client
         cdef uint32_t outcome
         if k.state not in (BUSY, LEAVING) or load_acquire(&slot.done) != k.seq:
@@ -883,7 +924,7 @@ cdef class Front:
         cdef Core *k = &self.cores[core]
         if k.state != ABSENT:
             raise ValueError(f"core {core} has a worker already")
-        cdef Slot *slot = board_slot(self.board, core)
+        cdef Slot *slot = &self.slots[core]
         memset(slot, 0, sizeof(Slot))
         k.channel, k.far, k.client, k.seq = channel, far, -1, 0
         k.state = STARTING
@@ -892,7 +933,7 @@ cdef class Front:
     def remove_core(self, int core):
         """The worker is dead. What it hadn't begun goes to another core, what it had is answered or cut."""
         cdef Core *k = &self.cores[core]
-        cdef Slot *slot = board_slot(self.board, core)
+        cdef Slot *slot = &self.slots[core]
         cdef int fd
         if k.state == ABSENT:
             return
@@ -909,7 +950,7 @@ cdef class Front:
         if fd >= 0:
             self.running -= 1
             if load_acquire(&slot.sent) >= k.seq:
-                reset_on_close(fd)
+                cut(fd)
                 self.drop(fd)
             else:
                 self.refuse(fd, 502, "its worker died")
@@ -942,16 +983,21 @@ cdef class Front:
         cdef ssize_t n = receive_message(self.cores[core].channel, self.scratch, MESSAGE_MAX_BYTES, MSG_DONTWAIT, &fd)
         if fd >= 0:
             close(fd)
-        if n < <ssize_t>sizeof(MessageHead):
+        if n == 0:  # the application has shut the channel down: no more of it, it would be readable for ever
+            epoll_ctl(self.epoll, EPOLL_CTL_DEL, self.cores[core].channel, NULL)
+            self.set_core(core, LEAVING)
+            self.events.channel_lost(core)
+        elif n < <ssize_t>sizeof(MessageHead):
             return 0
-        if head.kind == MESSAGE_READY and self.cores[core].state == STARTING:
+        elif head.kind == MESSAGE_READY and self.cores[core].state == STARTING:
             self.set_core(core, IDLE)
             self.events.core_ready(core)
             self.pump()
         elif head.kind == MESSAGE_RETURNED and self.cores[core].client >= 0 and head.seq == self.cores[core].seq:
-            self.requeue(core)
             self.events.descriptor_lost(core)
-            self.ask_for_report(core)
+            self.requeue(core)
+            self.cores[core].unasked = True  # the next tick asks it: at once, it would be the warmest again
+            self.pump()
         return 0
 
     def take_back(self, int core):
@@ -967,10 +1013,10 @@ cdef class Front:
         cdef ssize_t n
         while k.far >= 0:
             n = receive_message(k.far, self.scratch, MESSAGE_MAX_BYTES, MSG_DONTWAIT, &fd)
-            if n < 0:
-                break
             if fd >= 0:
                 close(fd)  # the copy that was in the channel; ours is the connection's
+            if n < <ssize_t>sizeof(MessageHead):  # empty; or shut down by the application, which reads as the end for ever
+                break
             if head.kind == MESSAGE_REQUEST and k.client >= 0 and head.seq == k.seq:
                 self.requeue(core)
                 self.n_taken_back += 1
@@ -1001,7 +1047,7 @@ cdef class Front:
         cdef uint64_t now = now_ns(), limit = <uint64_t>(seconds * 1e9)
         return [core for core in range(self.core_count)
                 if self.cores[core].client >= 0 and now - self.cores[core].pushed_ns >= limit
-                and load_acquire(&board_slot(self.board, core).taken) < self.cores[core].seq]
+                and load_acquire(&self.slots[core].taken) < self.cores[core].seq]
 
     cdef void set_core(self, int core, int state):
         """The one door for a core's state: keeps the counts and the ranks in step."""
@@ -1067,6 +1113,8 @@ cdef class Front:
             chain.first = fd
         chain.last = fd
         chain.length += 1
+        if c.state == QUEUED:
+            self.queued_bytes += c.have
 
     cdef void link_first(self, int fd):
         cdef Connection *c = &self.connections[fd]
@@ -1078,6 +1126,8 @@ cdef class Front:
             chain.last = fd
         chain.first = fd
         chain.length += 1
+        if c.state == QUEUED:
+            self.queued_bytes += c.have
 
     cdef void unlink(self, int fd):
         cdef Connection *c = &self.connections[fd]
@@ -1091,6 +1141,8 @@ cdef class Front:
         else:
             chain.last = c.previous
         chain.length -= 1
+        if c.state == QUEUED:
+            self.queued_bytes -= c.have
 
     # ---- the tick: only while there is something to watch over ----
 
@@ -1099,8 +1151,14 @@ cdef class Front:
 
         Returns whether another tick is wanted.
         """
-        cdef uint64_t now = now_ns()
+        cdef int core
         self.collect_finished()
+        for core in range(self.core_count):
+            if self.cores[core].unasked and self.cores[core].state == BUSY:
+                self.ask_for_report(core)
+        self.drop_who_left()
+        empty_eventfd(self.doorbell)
+        cdef uint64_t now = now_ns()  # after everything that stamps a connection, or differences would be negative
         if self.paused:
             self.paused = False
             self.set_listeners(EPOLLIN)
@@ -1115,7 +1173,7 @@ cdef class Front:
                 self.drop(fd)
             fd = following
         self.ask_for_ring()
-        self.ticking = bool(self.running or self.heads.length or self.lingerers.length or self.paused)
+        self.ticking = bool(self.running or self.queue.length or self.heads.length or self.lingerers.length or self.paused)
         return self.ticking
 
     cdef int time_out_head(self, int fd) except -1:
@@ -1132,14 +1190,14 @@ cdef class Front:
         cdef int core
         cdef bint any = False
         for core in range(self.core_count):
-            if board_slot(self.board, core).log_head != board_slot(self.board, core).log_tail:
+            if self.slots[core].log_head != self.slots[core].log_tail:
                 self.take_ring(core)
                 any = True
         return any
 
     cdef int take_ring(self, int core) except -1:
-        cdef Slot *slot = board_slot(self.board, core)
-        cdef const unsigned char *ring = board_ring(self.board, core)
+        cdef Slot *slot = &self.slots[core]
+        cdef const unsigned char *ring = self.rings + <size_t>core * RING_BYTES
         cdef uint64_t head = load_acquire(&slot.log_head), tail = slot.log_tail
         cdef size_t start = tail % RING_BYTES, size = <size_t>(head - tail), first
         if head == tail:
@@ -1198,7 +1256,7 @@ cdef class Front:
 
     def board_counters(self, int core):
         """A slot's figures, as the worker claims them."""
-        cdef Slot *s = board_slot(self.board, core)
+        cdef Slot *s = &self.slots[core]
         return {"requests": s.requests, "exceptions": s.exceptions, "running_us": s.running_us, "tid": s.tid,
                 "sent_bytes": s.sent_bytes, "read_errors": s.read_errors, "write_errors": s.write_errors,
                 "clients_gone": s.clients_gone, "log_dropped": s.log_dropped, "taken": s.taken, "done": s.done}

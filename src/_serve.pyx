@@ -47,6 +47,7 @@ cdef extern from * nogil:
     #include <stdarg.h>
     #include <stdio.h>
     #include <sys/eventfd.h>
+    #include <sys/ioctl.h>
     #include <sys/sendfile.h>
     #include <sys/syscall.h>
 
@@ -74,10 +75,12 @@ cdef extern from * nogil:
         return n;
     }
 
-    static void reset_on_close(int fd) {
-        struct linger now = { 1, 0 };
-        setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+    /* What the client sent beyond what was read. */
+    static int unread_bytes(int fd) {
+        int n = 0;
+        return ioctl(fd, FIONREAD, &n) == 0 ? n : 0;
     }
+
     static uint32_t thread_id(void) { return (uint32_t)syscall(SYS_gettid); }
 
     /* Append to a line; never beyond `end`. */
@@ -103,8 +106,8 @@ cdef extern from * nogil:
     int shutdown(int fd, int how)
     int close(int fd)
     int eventfd_write(int fd, uint64_t value)
-    void reset_on_close(int fd)
     uint32_t thread_id()
+    int unread_bytes(int fd)
     char *put(char *at, char *end, const char *format, ...)
     void write_ctime(long t, char *buffer)
     long c_time "time"(long *t)
@@ -525,10 +528,11 @@ cdef class Core:
     an except block, logs the traceback.
     """
 
-    cdef int channel, index, core_id
+    cdef int channel, index, core_id, doorbell
     cdef uint64_t timeout_ns
     cdef object memory
     cdef BoardHead *board
+    cdef uint64_t *bitmap
     cdef Slot *slot
     cdef unsigned char *ring
     cdef unsigned char *buffer
@@ -550,6 +554,7 @@ cdef class Core:
         if self.board.magic != BOARD_MAGIC or self.board.version != BOARD_VERSION or index >= self.board.cores:
             raise ValueError("the scoreboard is of another version of wsgimaster")
         self.slot, self.ring = board_slot(self.board, index), board_ring(self.board, index)
+        self.bitmap, self.doorbell = board_bitmap(self.board), self.board.doorbell
         self.application, self.environ = application, environ
         self.timeout_ns = <uint64_t>(timeout * 1e9)
         self.log_all, self.log_4xx, self.log_5xx = log_all, log_4xx, log_5xx
@@ -569,7 +574,10 @@ cdef class Core:
         PyMem_RawFree(self.head)
 
     def serve(self):
-        """Say READY, then serve until told to leave. Returns when the master is gone as well."""
+        """Say READY, then serve until told to leave; also at the channel's end, when the master is gone.
+
+        Raises OSError if the channel can't be used any more (the application has closed it).
+        """
         cdef MessageHead *message = <MessageHead *>self.buffer
         cdef ssize_t n
         cdef int fd
@@ -579,8 +587,10 @@ cdef class Core:
             with nogil:
                 n = receive_message(self.channel, self.buffer, MESSAGE_MAX_BYTES, 0, &fd)
             if n < 0 and errno == EINTR:
-                PyErr_CheckSignals()
+                self.run_signal_handlers()
                 continue
+            if n < 0:
+                raise OSError(errno, "the worker's channel to the master is unusable")
             if n < <ssize_t>sizeof(MessageHead) or message.kind == MESSAGE_RETIRE:
                 return
             if message.kind == MESSAGE_REQUEST and fd < 0:  # no descriptor was free to receive it
@@ -592,6 +602,26 @@ cdef class Core:
             if message.kind == MESSAGE_REQUEST:
                 self.slot.outcome = self.handle(message, fd)
             self.finished(message.seq)
+
+    cdef void run_signal_handlers(self):
+        """Between requests: an exception out of a handler that came late has nobody left to go to."""
+        try:
+            PyErr_CheckSignals()
+        except BaseException:
+            self.tell_exception("between requests,", "in a signal handler")
+
+    cdef void tell_exception(self, str method, str uri):
+        """Report the exception that is being handled. Never raises, whatever the application did to sys.stderr."""
+        try:
+            self.report(method, uri)
+        except BaseException as error:
+            os.write(2, f"{method} {uri}: an exception could not be reported: {error!r}\n".encode())
+
+    cdef void tell(self, str line):
+        try:
+            self.complain(line)
+        except BaseException:
+            os.write(2, line.encode("utf-8", "replace") + b"\n")
 
     cdef void say(self, int kind, uint64_t seq):
         """To the master."""
@@ -605,11 +635,11 @@ cdef class Core:
     cdef void finished(self, uint64_t seq):
         """Free again: tell the master, and wake it only if it asked for that or has something to do."""
         store_release(&self.slot.done, seq)
-        or_u64(&board_bitmap(self.board)[self.index // 64], 1ULL << (self.index % 64))
+        or_u64(&self.bitmap[self.index // 64], 1ULL << (self.index % 64))
         if self.slot.outcome:
-            eventfd_write(self.board.doorbell, 1)
+            eventfd_write(self.doorbell, 1)
         elif load_seq_u32(&self.board.ring) and exchange_u32(&self.board.ring, 0):
-            eventfd_write(self.board.doorbell, 1)
+            eventfd_write(self.doorbell, 1)
 
     cdef uint32_t handle(self, MessageHead *message, int fd):
         """One request from environ to request line; returns the slot's outcome. Never raises."""
@@ -630,13 +660,14 @@ cdef class Core:
             variables = 2 * count_variables(<unsigned char *>message + sizeof(MessageHead), message.vars_bytes)
             outcome = self.call_application(exchange, environ, method, uri)
         except BaseException:  # ours, not the application's
-            self.report("?", "?")
+            self.tell_exception("?", "?")
             outcome, method, uri, address, user, protocol, variables = OUTCOME_CUT, "", "", "", "", "", 0
         exchange.finished = True
-        if outcome == 0 and (exchange.http or (body is not None and body.left > 0)):
+        if outcome == 0 and (exchange.http or message.content_length > 0 and (
+                body is None or body.left > 0 or unread_bytes(fd))):
             outcome = OUTCOME_LINGER
         if outcome == OUTCOME_CUT:
-            reset_on_close(fd)
+            cut(fd)
         else:
             shutdown(fd, SHUT_WR)
         close(fd)
@@ -651,20 +682,22 @@ cdef class Core:
         cdef uint32_t outcome = 0
         result = None
         try:
-            try:
-                result = self.application(environ, exchange.start_response)
-                exchange.send_result(result)
-            finally:
-                if result is not None and type(result) is not list and hasattr(result, "close"):
-                    result.close()
+            result = self.application(environ, exchange.start_response)
+            exchange.send_result(result)
             self.complain_of_length(exchange, method, uri)
         except ClientDisconnected:
             self.slot.clients_gone += 1
             outcome = OUTCOME_CUT
         except BaseException:  # SystemExit and KeyboardInterrupt too: a request doesn't end the worker
             self.slot.exceptions += 1
-            self.report(method, uri)
+            self.tell_exception(method, uri)
             outcome = self.send_error(exchange)
+        try:
+            if result is not None and type(result) is not list and hasattr(result, "close"):
+                result.close()
+        except BaseException:  # what was sent stays sent
+            self.slot.exceptions += 1
+            self.tell_exception(method, uri)
         return outcome
 
     cdef uint32_t send_error(self, Exchange exchange):
@@ -685,11 +718,11 @@ cdef class Core:
         if exchange.bodyless or exchange.length < 0:
             return 0
         if exchange.surplus:
-            self.complain(f"{method} {uri}: the body is {exchange.surplus} bytes longer than its Content-Length "
-                          f"({exchange.length}); the surplus was not sent")
+            self.tell(f"{method} {uri}: the body is {exchange.surplus} bytes longer than its Content-Length "
+                      f"({exchange.length}); the surplus was not sent")
         elif exchange.body_sent < exchange.length:
-            self.complain(f"{method} {uri}: the body ended after {exchange.body_sent} of the {exchange.length} bytes "
-                          f"that Content-Length promised")
+            self.tell(f"{method} {uri}: the body ended after {exchange.body_sent} of the {exchange.length} bytes "
+                      f"that Content-Length promised")
         return 0
 
     # ---- environ ----
@@ -753,6 +786,7 @@ cdef class Core:
         cdef size_t at = exchange.protocol_bytes
         cdef bint closes = False
         cdef int64_t length = -1
+        cdef str name, value
         cdef int count = 0
         status = checked_status(status)
         if type(headers) is not list and not isinstance(headers, list):
@@ -761,7 +795,8 @@ cdef class Core:
         for header in <list>headers:
             if not isinstance(header, tuple) or len(<tuple>header) != 2:
                 raise TypeError(f"a header must be a tuple of two str (PEP 3333), got {header!r:.100}")
-            name, value = <tuple>header
+            name = plain_str((<tuple>header)[0], header)
+            value = plain_str((<tuple>header)[1], header)
             check_header(name, value)
             at = self.append(at, name, b": ", 2)
             at = self.append(at, value, b"\r\n", 2)
@@ -891,10 +926,20 @@ cdef str url_scheme(dict environ, bint trusted, bint http):
     return "https" if https[:2].lower() == "on" or https[:1] == "1" else "http"
 
 
-cdef str checked_status(object status):
+cdef str plain_str(object text, object header):
+    """Exactly a str: subclasses (Django's SafeString, StrEnum) are taken for what they hold."""
+    if type(text) is str:
+        return text
+    if not isinstance(text, str):
+        raise TypeError(f"header {header!r:.100}: name and value must be str (PEP 3333), got {type(text).__name__}")
+    return str.__str__(text)
+
+
+cdef str checked_status(object given):
     """ "404" gets its reason as under uWSGI; otherwise three digits, a space, anything printable."""
-    if not isinstance(status, str):
-        raise TypeError(f"the status must be a str (PEP 3333), got {type(status).__name__}")
+    if not isinstance(given, str):
+        raise TypeError(f"the status must be a str (PEP 3333), got {type(given).__name__}")
+    cdef str status = str.__str__(given)
     status = REASONS.get(status, status)
     check_text("the status", status, status)
     if len(status) < 4 or not status[:3].isdigit() or not "100" <= status[:3] <= "999" or status[3] != " ":
@@ -913,14 +958,10 @@ IS_TOKEN_TABLE = bytes(chr(i).isascii() and (chr(i).isalnum() or chr(i) in "!#$%
 IS_TOKEN = <const unsigned char *>PyBytes_AS_STRING(IS_TOKEN_TABLE)
 
 
-cdef int check_header(object name, object value) except -1:
+cdef int check_header(str name, str value) except -1:
     """RFC 9110 5.1 and 5.5: what isn't a token, or would split the head, never goes out."""
     cdef Py_ssize_t i
     cdef const unsigned char *text
-    if type(name) is not str or type(value) is not str:
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise TypeError(f"header {name!r:.100}: name and value must be str (PEP 3333), got "
-                            f"{type(name).__name__} and {type(value).__name__}")
     check_text("a header's name", name, name)
     text = PyUnicode_1BYTE_DATA(name)
     for i in range(PyUnicode_GET_LENGTH(name)):

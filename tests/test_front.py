@@ -18,7 +18,6 @@ from wsgimaster._proto import build
 from wsgimaster.processes import make_channel
 from wsgimaster.scoreboard import Scoreboard
 
-
 SLOT_BYTES = 192  # _layout.pxd; its first field is `taken`
 
 
@@ -49,6 +48,9 @@ class Recorder:
     def descriptor_lost(self, core):
         self.lost.append(core)
 
+    def channel_lost(self, core):
+        self.lost.append(core)
+
 
 class Application:
     """Answers "core N"; a request for /wait waits until it is let go."""
@@ -77,6 +79,7 @@ class Bench:
             self.board.memory,
             self.cores,
             threads,
+            self.board.doorbell,
             buffer_size=65535,
             timeout=4.0,
             waiting_limit=waiting_limit,
@@ -358,7 +361,7 @@ def test_a_scoreboard_that_was_scribbled_over_harms_nobody(bench):
     bench = bench(processes=2).start(0, 1)
     client = bench.ask("/wait")
     memory = bench.board.memory
-    memory[4096:] = b"\xff" * (len(memory) - 4096)
+    memory[:] = b"\xff" * len(memory)
     bench.front.tick()
     bench.front.take_logs()
     assert bench.front.in_progress <= 1

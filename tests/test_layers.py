@@ -44,7 +44,7 @@ MAY_IMPORT = {
         "errors",
         "_front",
     },
-    "startup": {"master", "privileges", "sockets", "errors", "settings", "_process"},
+    "startup": {"processes", "master", "privileges", "sockets", "errors", "settings", "_process"},
     "processes": {"errors", "log", "settings"},
     "sockets": {"errors", "settings", "_process"},
     "privileges": {"errors", "settings", "_process"},

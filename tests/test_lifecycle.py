@@ -3,6 +3,7 @@
 import pytest
 
 from wsgimaster.lifecycle import (
+    MAX_ASKED,
     TRANSITIONS,
     CloseDoor,
     Exit,
@@ -19,6 +20,7 @@ from wsgimaster.lifecycle import (
     StartZygote,
     StopAsked,
     Tick,
+    WorkerBroken,
     WorkerGone,
     WorkerReady,
     ZygoteGone,
@@ -207,6 +209,36 @@ def test_a_fast_stop_waits_a_second(story):
 def test_a_stop_before_the_application_is_loaded():
     story = Story()
     assert story.do(StopAsked(fast=True)) == [CloseDoor(), RefuseWaiting(), Exit(0)]
+
+
+def test_a_stop_ends_although_the_zygote_never_answers():
+    story = Story(1)
+    story.do(ZygoteLoaded())
+    story.do(StopAsked(fast=True))
+    assert story.do(Tick(work_left=0), after=1.0) == [Forget(1), Exit(0)]
+
+
+def test_a_worker_without_a_channel_is_replaced_when_it_has_finished():
+    story = Story(2).serving()
+    assert story.do(WorkerBroken(2), after=5) == [Retire(2)]
+    assert story.do(WorkerBroken(2)) == []
+    assert story.do(WorkerGone(2, 1)) == [Forget(2), Fork(2)]
+    assert "DAMN" not in story.said()
+
+
+def test_a_worker_without_a_channel_is_killed_after_the_mercy():
+    story = Story(1).serving()
+    story.do(WorkerBroken(1))
+    assert story.overseer.wake_at == story.now + 60
+    assert story.do(Tick(work_left=1), after=60) == [Kill(1)]
+
+
+def test_many_forks_are_asked_in_portions():
+    story = Story(100)
+    asked = story.do(ZygoteLoaded())
+    assert asked == [Fork(slot) for slot in range(1, MAX_ASKED + 1)]
+    assert story.overseer.wake_at is None
+    assert story.do(Forked(1, 7)) == [Fork(MAX_ASKED + 1)]
 
 
 def test_an_impossible_move_is_a_defect_that_shows():

@@ -18,6 +18,7 @@ class Events(Protocol):
     def accepting_paused(self, why: str) -> None: ...
     def push_refused(self, core: int, why: str) -> None: ...
     def descriptor_lost(self, core: int) -> None: ...
+    def channel_lost(self, core: int) -> None: ...
 
 class Front:
     epoll_fd: int
@@ -27,6 +28,7 @@ class Front:
         memory: mmap,
         cores: int,
         threads: int,
+        doorbell: int,
         *,
         buffer_size: int,
         timeout: float,

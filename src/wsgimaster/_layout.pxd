@@ -139,6 +139,13 @@ cdef extern from * nogil:
         return sendmsg(channel, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
     }
 
+    /* Let the client see that its answer was cut, whoever else holds the descriptor: a reset on TCP (connecting to
+       nowhere does that, connect(2)); on a unix socket only the end can be shown. */
+    static void cut(int fd) {
+        struct sockaddr nowhere = { .sa_family = AF_UNSPEC };
+        if (connect(fd, &nowhere, sizeof nowhere) < 0) shutdown(fd, SHUT_RDWR);
+    }
+
     /* Receive one message; *fd is the descriptor that came with it, or -1. Any further ones are closed: the
        padding of CMSG_SPACE has room for two. */
     static ssize_t receive_message(int channel, void *bytes, size_t size, int flags, int *fd) {
@@ -221,5 +228,6 @@ cdef extern from * nogil:
     enum:
         MSG_DONTWAIT
         MSG_NOSIGNAL
+    void cut(int fd)
     ssize_t send_message(int channel, iovec *pieces, int count, int fd)
     ssize_t receive_message(int channel, void *bytes, size_t size, int flags, int *fd)

@@ -5,6 +5,7 @@ no application could be loaded under `need-app`.
 """
 
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -16,7 +17,20 @@ OLDEST_KERNEL = (5, 10)
 
 def main() -> NoReturn:
     """The console script `wsgimaster`."""
+    occupy_standard_descriptors()
+    # Until the loop has its own handlers; as PID 1 we would not even end without one.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
     sys.exit(run(sys.argv[1:]))
+
+
+def occupy_standard_descriptors() -> None:
+    """Whoever starts us with 0, 1 or 2 closed must not have his log written into one of our sockets."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def run(arguments: list[str]) -> int:

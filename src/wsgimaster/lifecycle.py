@@ -28,6 +28,7 @@ from enum import Enum, auto
 YOUNG = 1.0
 LONGEST_BACKOFF = 30.0
 FAST_MERCY = 1.0
+MAX_ASKED = 32  # forks that the zygote is asked for at a time: its socket holds some hundreds
 EXIT_NO_APP = 22  # uWSGI's UWSGI_FAILED_APP_CODE
 
 
@@ -80,6 +81,13 @@ class WorkerReady:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerBroken:
+    """It runs, but can't be given requests any more."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerGone:
     slot: int
     status: int
@@ -95,7 +103,7 @@ class Tick:
     work_left: int  # requests that run, wait or are being read; clients that are being drained
 
 
-Event = ZygoteLoaded | ZygoteGone | Forked | ForkFailed | WorkerReady | WorkerGone | StopAsked | Tick
+Event = ZygoteLoaded | ZygoteGone | Forked | ForkFailed | WorkerReady | WorkerBroken | WorkerGone | StopAsked | Tick
 
 
 # ---- what to do ----
@@ -157,6 +165,7 @@ class Slot:
     phase: Phase = Phase.EMPTY
     pid: int = 0
     ready_at: float | None = None
+    kill_at: float | None = None  # LEAVING, while the rest goes on: the end of its mercy
     crashes: int = 0  # young deaths in a row
     not_before: float = 0.0
 
@@ -210,11 +219,13 @@ class Overseer:
             case ZygoteGone(status):
                 return self._zygote_gone(status, now)
             case Forked(slot, pid):
-                return self._forked(self._slot(slot), pid)
+                return self._forked(self._slot(slot), pid, now)
             case ForkFailed(slot, why):
                 return self._fork_failed(self._slot(slot), why, now)
             case WorkerReady(slot):
                 return self._ready(self._slot(slot), now)
+            case WorkerBroken(slot):
+                return self._broken(self._slot(slot), now)
             case WorkerGone(slot, status):
                 return self._gone(self._slot(slot), status, now)
             case StopAsked(fast):
@@ -226,12 +237,13 @@ class Overseer:
     def wake_at(self) -> float | None:
         """When the next Tick is due without any other event, in seconds; None: never."""
         due = [slot.not_before for slot in self.slots if slot.phase is Phase.EMPTY and self.zygote_loaded]
+        if self._asked() >= MAX_ASKED:
+            due = []  # the next report of a fork goes on
         if self.stopping is Stopping.LEAVING:
             due = []
         elif not self.zygote_running:
             due.append(self.zygote_not_before)
-        if self.kill_at is not None:
-            due.append(self.kill_at)
+        due += [when for when in (self.kill_at, *(slot.kill_at for slot in self.slots)) if when is not None]
         return min(due, default=None)
 
     def _slot(self, number: int) -> Slot:
@@ -242,10 +254,14 @@ class Overseer:
         if not self.zygote_loaded or self.stopping is Stopping.LEAVING:
             return []
         due = [slot for slot in self.slots if slot.phase is Phase.EMPTY and slot.not_before <= now]
+        due = due[: max(0, MAX_ASKED - self._asked())]
         for slot in due:
             slot.move(Phase.ASKED)
-            slot.pid, slot.ready_at = 0, None
+            slot.pid, slot.ready_at, slot.kill_at = 0, None, None
         return [Fork(slot.number) for slot in due]
+
+    def _asked(self) -> int:
+        return sum(slot.phase is Phase.ASKED for slot in self.slots)
 
     def _zygote_gone(self, status: int, now: float) -> list[Effect]:
         self.zygote_running = self.zygote_loaded = False
@@ -264,11 +280,12 @@ class Overseer:
         self.zygote_not_before = now + wait
         return [*effects, Say(f"the zygote died ({explain(status)}); another one starts in {wait:g} s")]
 
-    def _forked(self, slot: Slot, pid: int) -> list[Effect]:
+    def _forked(self, slot: Slot, pid: int, now: float) -> list[Effect]:
         slot.pid = pid
         if slot.phase is Phase.ASKED:
             slot.move(Phase.STARTING)
-        return [Say(f"spawned uWSGI worker {slot.number} (pid: {pid}, cores: {self.threads})")]
+        spawned: list[Effect] = [Say(f"spawned uWSGI worker {slot.number} (pid: {pid}, cores: {self.threads})")]
+        return spawned + self._fill(now)
 
     def _fork_failed(self, slot: Slot, why: str, now: float) -> list[Effect]:
         if slot.phase is Phase.EMPTY:
@@ -285,10 +302,21 @@ class Overseer:
             slot.move(Phase.READY)
         return []
 
+    def _broken(self, slot: Slot, now: float) -> list[Effect]:
+        """Its other cores finish what they have, within the mercy."""
+        if slot.phase in (Phase.EMPTY, Phase.LEAVING):
+            return []
+        slot.move(Phase.LEAVING)
+        slot.kill_at = now + self.mercy
+        return [
+            Say(f"worker {slot.number} (pid: {slot.pid}) has closed its channel; replacing it"),
+            Retire(slot.number),
+        ]
+
     def _gone(self, slot: Slot, status: int, now: float) -> list[Effect]:
         expected = slot.phase is Phase.LEAVING
         young = slot.ready_at is None or now - slot.ready_at < YOUNG
-        pid = slot.pid
+        pid, slot.kill_at = slot.pid, None
         slot.move(Phase.EMPTY)
         if expected or self.stopping is Stopping.LEAVING:
             buried: list[Effect] = [Forget(slot.number), Say(f"worker {slot.number} buried (pid: {pid})")]
@@ -319,6 +347,10 @@ class Overseer:
         if self.stopping is Stopping.FINISHING and work_left == 0:
             return self._send_away()
         effects: list[Effect] = []
+        for slot in self.slots:
+            if slot.kill_at is not None and now >= slot.kill_at:
+                slot.kill_at = None
+                effects.append(Kill(slot.number))
         if not self.zygote_running and self.stopping is not Stopping.LEAVING and self.zygote_not_before <= now:
             self.zygote_running = True
             effects.append(StartZygote())
@@ -336,7 +368,12 @@ class Overseer:
         effects: list[Effect] = []
         if self.stopping is Stopping.FINISHING:
             effects += [Say(f"the time is up: {work_left} requests are cut"), RefuseWaiting(), *self._send_away()]
-        return effects + [Kill(slot.number) for slot in self.slots if slot.phase is Phase.LEAVING]
+        leaving = [slot for slot in self.slots if slot.phase is Phase.LEAVING]
+        for slot in leaving:
+            if not slot.pid:  # asked of a zygote that doesn't answer: nobody there to wait for
+                slot.move(Phase.EMPTY)
+        effects += [Kill(slot.number) if slot.pid else Forget(slot.number) for slot in leaving]
+        return effects + self._exit_when_empty()
 
     def _exit_when_empty(self) -> list[Effect]:
         """The end of stopping."""

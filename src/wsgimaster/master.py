@@ -57,6 +57,7 @@ class Master:
             self.board.memory,
             cores,
             self.threads,
+            self.board.doorbell,
             buffer_size=settings.sockets.buffer_size,
             timeout=settings.sockets.timeout,
             waiting_limit=self.waiting_limit,
@@ -265,8 +266,10 @@ class Master:
                 theirs.append(far)
             self.outputs[slot], pipe = processes.output_pipe()
             self.ready_cores[slot] = 0
-            socket.send_fds(self.control, [messages.encode(Message(Kind.FORK, slot))], [*theirs, pipe])
-            os.close(pipe)
+            try:
+                socket.send_fds(self.control, [messages.encode(Message(Kind.FORK, slot))], [*theirs, pipe])
+            finally:
+                os.close(pipe)
         except OSError as error:
             self.loop.call_soon(self.handle, lifecycle.ForkFailed(slot, error.strerror or str(error)))
 
@@ -274,10 +277,15 @@ class Master:
         output = self.outputs.pop(slot)
         try:
             pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:  # it died so early that it was reaped as a stranger
+        except OSError as error:
+            # It died so early that it was reaped as a stranger; or there is no descriptor to watch it with, and
+            # a worker that nobody watches must not serve.
             os.close(output)
+            if not isinstance(error, ProcessLookupError):
+                self.log.say(f"worker {slot} can't be watched: {error.strerror}")
+                os.kill(pid, signal.SIGKILL)  # still ours: nobody has reaped it
             self.handle(lifecycle.Forked(slot, pid))
-            self.handle(lifecycle.WorkerGone(slot, self.strangers.pop(pid, 0)))
+            self.handle(lifecycle.WorkerGone(slot, self.strangers.pop(pid, -signal.SIGKILL)))
             return
         worker = self.workers[slot] = Child(pid, pidfd, output)
         self._watch_output(worker)
@@ -392,10 +400,18 @@ class Master:
         self._complain("accept", "paused", f"*** no connections are accepted for a moment: {why} (max-fd sets a limit)")
 
     def push_refused(self, core: int, why: str) -> None:
-        self.log.say(f"worker {core // self.threads + 1} could not be given a request: {why}; trying again")
+        slot = core // self.threads + 1
+        self._complain(f"worker {slot}", "push", f"worker {slot} could not be given a request: {why}; trying again")
 
     def descriptor_lost(self, core: int) -> None:
-        self.log.say(
-            f"worker {core // self.threads + 1} had no free descriptor to take a request with; another core "
-            f"has it now (does the application leak descriptors? ulimit -n sets the limit)"
+        slot = core // self.threads + 1
+        self._complain(
+            f"worker {slot}",
+            "descriptor",
+            f"worker {slot} had no free descriptor to take a request with; the request waits for another core "
+            f"(does the application leak descriptors? ulimit -n sets the limit)",
         )
+
+    def channel_lost(self, core: int) -> None:
+        """Called within the front's callback: what is to be done reaches into the front again, so later."""
+        self.loop.call_soon(self.handle, lifecycle.WorkerBroken(core // self.threads + 1))

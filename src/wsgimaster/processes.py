@@ -43,8 +43,8 @@ class Child:
         return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
 
     def take_output(self, write: Callable[[bytes], None]) -> bool:
-        """Pass whole lines on; False at the end of the output."""
-        while True:
+        """Pass whole lines on; False at the end of the output. Others get their turn after a megabyte."""
+        for _ in range(16):
             try:
                 data = os.read(self.output, 65536)
             except BlockingIOError:
@@ -53,6 +53,7 @@ class Child:
                 write(lines)
             if not data:
                 return False
+        return True
 
 
 def output_pipe() -> tuple[int, int]:
@@ -108,26 +109,39 @@ def start_zygote(
     plan: dict[str, Any], environment: dict[str, str], board: int, doorbell: int
 ) -> tuple[Child, socket.socket]:
     """Exec a zygote, which begins to load the application; its process and the control socket. Raises OSError."""
+    python = interpreter(plan["home"])
+    script = str(Path(__file__).with_name("zygote.py"))
     control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     control.send(json.dumps(plan).encode())
     ours, output = output_pipe()
-    script = str(Path(__file__).with_name("zygote.py"))
-    python = interpreter(plan["home"])
     numbers = [str(fd) for fd in (theirs.fileno(), board, doorbell, os.getpid())]
     inherited = [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in (theirs.fileno(), board, doorbell)]  # clears close-on-exec
-    pid = os.posix_spawn(
-        python,
-        [python, "-P", script, *numbers, TITLE_ROOM],
-        environment,
-        file_actions=[
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_DUP2, output, 1),
-            (os.POSIX_SPAWN_DUP2, output, 2),
-            *inherited,
-        ],
-        setsigmask=[],
-    )
-    os.close(output)
-    theirs.close()
+    try:
+        pid = os.posix_spawn(
+            python,
+            [python, "-P", script, *numbers, TITLE_ROOM],
+            environment,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, output, 1),
+                (os.POSIX_SPAWN_DUP2, output, 2),
+                *inherited,
+            ],
+            setsigmask=[],
+        )
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        os.close(ours)  # a zygote that runs all the same finds its control socket closed
+        control.close()
+        raise
+    finally:
+        os.close(output)
+        theirs.close()
     control.setblocking(False)
-    return Child(pid, os.pidfd_open(pid), ours), control
+    return Child(pid, pidfd, ours), control
+
+
+def descriptors_needed(settings: Settings) -> int:
+    """How many the master opens before the first client: two per core, two per process, and some of its own."""
+    cores = settings.processes.processes * settings.processes.threads
+    return 2 * cores + 2 * settings.processes.processes + len(settings.sockets.addresses) + 50

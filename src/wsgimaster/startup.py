@@ -16,7 +16,7 @@ from pathlib import Path
 
 import uvloop
 
-from wsgimaster import _process, privileges, sockets
+from wsgimaster import _process, privileges, processes, sockets
 from wsgimaster.errors import StartError
 from wsgimaster.master import Master
 from wsgimaster.settings import Settings
@@ -40,6 +40,7 @@ def run(settings: Settings, said: list[str]) -> int:
         if settings.app.chdir:
             change_directory(settings.app.chdir)
         descriptors = raise_descriptor_limit(settings.processes.max_fd)
+        check_descriptors(processes.descriptors_needed(settings))
         listeners = sockets.open_all(settings.sockets, privileges.future_owner(identity))
         warning = privileges.drop(identity)
         write_pidfile(pidfiles[1])
@@ -70,7 +71,6 @@ def redirect_log(path: str | None) -> None:
         log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
     except OSError as error:
         raise StartError(f"log file {path}: {error.strerror}") from error
-    sys.stdout.flush()
     for number in (1, 2):
         os.dup2(log, number)
     os.close(log)
@@ -124,6 +124,16 @@ def raise_descriptor_limit(max_fd: int | None) -> tuple[int, int]:
         return max_fd, max(max_fd, hard)
     except (OSError, ValueError) as error:
         raise StartError(f"max-fd = {max_fd}: more than the hard limit of {hard}; only root can raise it") from error
+
+
+def check_descriptors(needed: int) -> None:
+    """Better no start than one in which workers can't be watched and clients not accepted."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if needed > limit:
+        raise StartError(
+            f"so many processes and threads need {needed} descriptors, the limit is {limit} "
+            f"(ulimit -n, LimitNOFILE= or, as root, max-fd raise it)"
+        )
 
 
 def master_title(settings: Settings) -> str:

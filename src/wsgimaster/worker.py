@@ -82,6 +82,10 @@ def run(plan: dict[str, Any], slot: int, descriptors: list[int], board_fd: int, 
         status = 0
     except SystemExit as leaving:
         status = leaving.code if isinstance(leaving.code, int) else 1
+    except OSError as error:
+        # The channels are unusable: requests can't come any more, so don't wait for the application's threads.
+        os.write(2, f"worker {slot}: {error}; leaving\n".encode())
+        os._exit(1)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -136,7 +140,7 @@ def serve(plan: dict[str, Any], slot: int, channels: list[int], board_fd: int, a
         for number, channel in enumerate(channels)
     ]
     others = [
-        threading.Thread(target=core.serve, name=f"uWSGIWorker{slot}Core{number}", daemon=True)
+        threading.Thread(target=serve_or_exit, args=(core,), name=f"uWSGIWorker{slot}Core{number}", daemon=True)
         for number, core in enumerate(cores[1:], start=1)
     ]
     for thread in others:
@@ -144,6 +148,15 @@ def serve(plan: dict[str, Any], slot: int, channels: list[int], board_fd: int, a
     cores[0].serve()
     for thread in others:
         thread.join()
+
+
+def serve_or_exit(core: _serve.Core) -> None:
+    """A core that can't go on must not leave a worker behind that looks alive."""
+    try:
+        core.serve()
+    except BaseException as error:
+        os.write(2, f"{threading.current_thread().name}: {error!r}; the worker leaves\n".encode())
+        os._exit(1)
 
 
 def base_environ(plan: dict[str, Any], core: int) -> dict[str, Any]:

@@ -24,6 +24,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+MSG_CMSG_CLOEXEC = 0x40000000  # recvmsg(2); the socket module doesn't have it
+
 
 def expose_package() -> None:
     """Make `wsgimaster` importable from where this file stands, and nothing else of that directory."""
@@ -42,6 +44,8 @@ def expose_package() -> None:
 
 def main(arguments: list[str]) -> None:
     control_fd, board_fd, doorbell, master = (int(text) for text in arguments[:4])
+    for fd in (control_fd, board_fd, doorbell):
+        os.set_inheritable(fd, False)  # for us, not for what the application starts
     control = socket.socket(fileno=control_fd)
     plan: dict[str, Any] = json.loads(control.recv(1 << 20))
     if list(sys.version_info[:2]) != plan["python"]:
@@ -87,7 +91,7 @@ class Zygote:
         gc.freeze()  # the first full collection of a worker would copy the pages that all share
         self.say(kind.LOADED, seconds=time.monotonic() - started)
         while True:
-            data, descriptors, _, _ = socket.recv_fds(self.control, self.messages.SIZE, 253)
+            data, descriptors, _, _ = socket.recv_fds(self.control, self.messages.SIZE, 253, MSG_CMSG_CLOEXEC)
             if not data:
                 os._exit(0)  # atexit handlers belong to workers
             message = self.messages.decode(data)
