@@ -24,8 +24,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-MSG_CMSG_CLOEXEC = 0x40000000  # recvmsg(2); the socket module doesn't have it
-
 
 def expose_package() -> None:
     """Make `wsgimaster` importable from where this file stands, and nothing else of that directory."""
@@ -91,9 +89,11 @@ class Zygote:
         gc.freeze()  # the first full collection of a worker would copy the pages that all share
         self.say(kind.LOADED, seconds=time.monotonic() - started)
         while True:
-            data, descriptors, _, _ = socket.recv_fds(self.control, self.messages.SIZE, 253, MSG_CMSG_CLOEXEC)
+            data, descriptors, _, _ = socket.recv_fds(self.control, self.messages.SIZE, 253)
             if not data:
                 os._exit(0)  # atexit handlers belong to workers
+            for fd in descriptors:
+                os.set_inheritable(fd, False)  # recv_fds ignores MSG_CMSG_CLOEXEC in Python 3.11
             message = self.messages.decode(data)
             if message.kind == kind.FORK:
                 self.fork(message.slot, descriptors)
