@@ -39,7 +39,7 @@ def run(arguments: list[str]) -> int:
         print(f"wsgimaster: {problem}", file=sys.stderr)
         return 1
     try:
-        loaded = load(arguments, os.environ, os.getcwd())  # noqa: PTH109
+        loaded = load(arguments, os.environ, os.getcwd())
     except ConfigErrors as errors:
         for error in errors.errors:
             print(f"wsgimaster: {error}", file=sys.stderr)

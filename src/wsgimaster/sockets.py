@@ -142,10 +142,10 @@ def _open_unix(address: Address, mode: int | None, owner: tuple[int, int]) -> Li
     bound = socket.socket(socket.AF_UNIX)
     bound.bind(path)
     if mode is not None:
-        os.chmod(path, mode)  # noqa: PTH101
+        os.chmod(path, mode)
     if owner != (-1, -1):
         os.chown(path, *owner)
-    status = os.stat(path)  # noqa: PTH116
+    status = os.stat(path)
     _listen(bound)
     return Listener(address, bound, (status.st_dev, status.st_ino))
 
@@ -163,7 +163,7 @@ def _remove_stale(path: str) -> None:
         try:
             probe.connect(path)
         except ConnectionRefusedError:
-            os.unlink(path)  # noqa: PTH108
+            os.unlink(path)
             return
         except BlockingIOError:
             pass  # its backlog is full: somebody listens
@@ -190,7 +190,7 @@ def tidy(listeners: list[Listener], *, unlink: bool = False) -> list[str]:
         listener.socket.close()
         if unlink and listener.inode is not None and _is_ours(listener):
             try:
-                os.unlink(listener.address.path)  # noqa: PTH108
+                os.unlink(listener.address.path)
                 said.append(f"VACUUM: unix socket {listener.address.path} removed.")
             except OSError as error:
                 said.append(f"VACUUM: unix socket {listener.address.path} stays: {error.strerror}")

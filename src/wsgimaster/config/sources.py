@@ -209,7 +209,7 @@ class _Reader:
     # files
 
     def _read(self, assignment: Assignment, name: str, section: str) -> None:
-        path = os.path.normpath(os.path.join(self._cwd, name))  # noqa: PTH118 - pathlib can't hold NUL or ..
+        path = os.path.normpath(os.path.join(self._cwd, name))
         key = (path, section)
         self._files_read += 1
         if key in self._stack:
@@ -250,7 +250,7 @@ class _Reader:
             self.add(Assignment(line.key, line.value, f"{name}:{line.number}", Source.FILE))
 
     def _file_magic(self, name: str, section: str) -> dict[str, str]:
-        path = os.path.normpath(os.path.join(self._cwd, name))  # noqa: PTH118
+        path = os.path.normpath(os.path.join(self._cwd, name))
         return file_magic(name, path, section) | {"i": self._system.inode(path)}
 
     def _refuse(self, assignment: Assignment, problem: str, hint: str | None = None) -> None:
@@ -298,7 +298,7 @@ def _file_content(name: str, cwd: str, system: System) -> str:
     if "://" in name:
         raise LanguageError(f"only files are read, found @({name})")
     try:
-        return decode(system.read_file(os.path.join(cwd, name))).removesuffix("\n")  # noqa: PTH118
+        return decode(system.read_file(os.path.join(cwd, name))).removesuffix("\n")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise LanguageError(f"can't read the file of @({name}): {reason}") from None

@@ -27,7 +27,7 @@ def read_file(path: str) -> bytes:
 def expand_glob(pattern: str, directory: str) -> list[str]:
     """Return the sorted matches of a pattern, relative ones as seen from the directory."""
     # Path.glob refuses absolute patterns
-    return sorted(glob.glob(pattern, root_dir=directory))  # noqa: PTH207
+    return sorted(glob.glob(pattern, root_dir=directory))
 
 
 def user_id(name: str) -> int | None:
