@@ -19,12 +19,10 @@ import os
 cdef extern from * nogil:
     """
     #include <errno.h>
-    #include <linux/filter.h>
     #include <sched.h>
     #include <signal.h>
     #include <string.h>
     #include <sys/prctl.h>
-    #include <sys/socket.h>
     #include <sys/syscall.h>
     #include <sys/wait.h>
     #include <unistd.h>
@@ -75,17 +73,9 @@ cdef extern from * nogil:
         close(ends[0]);
         return pid;
     }
-
-    /* A socket filter that drops everything: new connections to a TCP listener aren't answered any more. */
-    static int drop_everything(int fd) {
-        struct sock_filter none = BPF_STMT(BPF_RET | BPF_K, 0);
-        struct sock_fprog program = { 1, &none };
-        return setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program);
-    }
     """
     int fork_sibling_alone()
     int fork_sibling_threaded()
-    int drop_everything(int fd)
     int prctl(int option, unsigned long value, unsigned long a, unsigned long b, unsigned long c)
     void *memset(void *to, int value, size_t size)
     void *memcpy(void *to, const void *source, size_t size)
@@ -138,12 +128,6 @@ def become_subreaper():
 def forbid_new_privileges():
     """No exec can give us or our descendants more rights than we have (set-user-id programs included)."""
     set_prctl(PR_SET_NO_NEW_PRIVS, 1, "PR_SET_NO_NEW_PRIVS")
-
-
-def refuse_new_connections(int listener):
-    """Stop a TCP listener for all processes that hold it, while what is queued can still be accepted."""
-    if drop_everything(listener) < 0:
-        raise OSError(errno, f"SO_ATTACH_FILTER: {os.strerror(errno)}")
 
 
 def set_title(str title):

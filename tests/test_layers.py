@@ -46,7 +46,7 @@ MAY_IMPORT = {
     },
     "startup": {"processes", "master", "privileges", "sockets", "errors", "settings", "_process"},
     "processes": {"errors", "log", "settings"},
-    "sockets": {"errors", "settings", "_process"},
+    "sockets": {"errors", "settings"},
     "privileges": {"errors", "settings", "_process"},
     "scoreboard": {"_front"},
     "http1": {"_front", "_proto"},

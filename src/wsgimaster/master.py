@@ -341,7 +341,10 @@ class Master:
 
     def _close_door(self) -> None:
         for number, listener in enumerate(self.listeners):
-            sockets.close_door(listener)
+            try:
+                sockets.close_door(listener)
+            except OSError as error:  # it is closed below all the same; who connects in between may be cut
+                self.log.say(f"{listener.address.name} can't be closed for new connections first: {error.strerror}")
             self.front.accept_rest(number)
             if not listener.inherited:
                 listener.socket.close()

@@ -10,11 +10,12 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsgimaster import _process
 from wsgimaster.errors import StartError
 from wsgimaster.settings import Address, Family, Protocol, Sockets
 
 DEFAULT_WAITING = 4096
+SO_BINDTOIFINDEX = 62  # Linux 5.1; the socket module doesn't have it
+NO_INTERFACE = 0x7FFFFFFF
 
 
 @dataclass(slots=True)
@@ -173,14 +174,16 @@ def _remove_stale(path: str) -> None:
 def close_door(listener: Listener) -> None:
     """No new connection is taken, by nobody who holds the socket; what is queued can still be accepted.
 
-    Acts on the open file description, so that copies of the descriptor elsewhere don't matter.
+    Acts on the socket itself, so that copies of the descriptor elsewhere don't matter. A TCP listener is bound to an
+    interface that doesn't exist: its clients are refused from then on. (A socket filter would do as well, but
+    needs CAP_NET_ADMIN on recent kernels.) Raises OSError where the socket can't be changed.
     """
     if listener.inherited:
         return
     if listener.local:
         listener.socket.shutdown(socket.SHUT_RD)
     else:
-        _process.refuse_new_connections(listener.socket.fileno())
+        listener.socket.setsockopt(socket.SOL_SOCKET, SO_BINDTOIFINDEX, NO_INTERFACE)
 
 
 def tidy(listeners: list[Listener], *, unlink: bool = False) -> list[str]:
