@@ -285,6 +285,14 @@ class Server(Program):
             pids[int(number)] = int(pid)
         return [Worker(number, pid) for number, pid in sorted(pids.items()) if is_running(pid)]
 
+    def settled_log(self) -> LogView:
+        """A view of the log after the lines of all earlier requests; needs a single core and the probe."""
+        path = f"/hello?settled-{next(_numbers)}"
+        protocol, address = self.sockets[0]
+        (client.http if protocol == "http" else client.uwsgi)(address, path)
+        self.wait_log(re.escape(path))
+        return self.log_from_here()
+
     def wait_workers(self, count: int, timeout: float = 30) -> list[Worker]:
         def enough() -> list[Worker] | None:
             workers = self.workers()

@@ -1,0 +1,37 @@
+"""A failing test shows the logs of the processes that ran during it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from support.harness import Program, Server
+
+LOG_END = 20_000  # characters of a log that a failure shows
+
+_read_from: dict[int, int] = {}  # where each log stood when the test began
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    Program.started[:] = [program for program in Program.started if not program.closed]
+    _read_from.clear()
+    _read_from.update({id(program): len(program.log()) for program in Program.started})
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    if report.failed:
+        for program in Program.started:
+            if log := program.log()[_read_from.get(id(program), 0) :]:
+                report.sections.append((f"{report.when}: log of {program.name}", log[-LOG_END:]))
+    return report
+
+
+@pytest.fixture
+def start() -> Iterator[type[Server]]:
+    """Start servers for one test: what Server takes; they end with the test."""
+    with ExitStack() as stack:
+        yield lambda *args, **kwargs: stack.enter_context(Server(*args, **kwargs))

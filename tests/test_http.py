@@ -1,0 +1,220 @@
+"""http-socket: plain HTTP without a front end, one request for each connection.
+
+A real uWSGI 2.0.31 checks little: what is refused here reaches the application there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support.client import Address, Connection, End, exchange, http, together, uwsgi
+from support.harness import APPS, Server, free_port
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    options = f"""
+        http-socket = 127.0.0.1:{free_port()}
+        http-socket = http.sock
+        socket = app.sock
+        pythonpath = {APPS}
+        module = probe
+        need-app = true
+    """
+    with Server(options) as server:
+        yield server
+
+
+@pytest.fixture
+def address(server: Server) -> Address:
+    return server.addresses[0]
+
+
+def test_get(address: Address) -> None:
+    answer = http(address, "/hello")
+    assert (answer.status_line, answer.body, answer.end) == ("HTTP/1.1 200 OK", b"hello", End.EOF)
+
+
+def test_get_over_unix(server: Server) -> None:
+    assert http(server.addresses[1], "/hello").body == b"hello"
+
+
+def test_uwsgi_socket_beside_it(server: Server) -> None:
+    assert uwsgi(server.addresses[2], "/hello").body == b"hello"
+
+
+@pytest.mark.parametrize("option", ["http", "http11-socket"])
+def test_other_names_of_it(start: Start, option: str) -> None:
+    lines = [f"{option} = 127.0.0.1:{free_port()}", f"pythonpath = {APPS}", "module = probe"]
+    server = start("\n".join(lines))
+    assert http(server.address, "/hello").body == b"hello"
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+@pytest.mark.parametrize("size", [0, 1, 100_000, 5_000_000])
+def test_body_by_content_length(address: Address, method: str, size: int) -> None:
+    body = os.urandom(size)
+    answer = http(address, "/echo", method, body, [("Content-Length", str(size))])
+    assert (answer.status, answer.body == body) == (200, True)
+
+
+def test_body_comes_later(address: Address) -> None:
+    with Connection(address) as connection:
+        connection.send(b"POST /interleaved HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nabc")
+        begun = connection.receive_until(b"<abc>")
+        connection.send(b"def")
+        assert connection.answer(begun).body == b"<abc><def>"
+
+
+def test_head_of_a_page(address: Address) -> None:
+    answer = http(address, "/hello", "HEAD")
+    assert (answer.status, answer.header("Content-Length"), answer.body) == (200, "5", b"")
+
+
+def test_http_1_0_without_host(address: Address) -> None:
+    assert exchange(address, b"GET /hello HTTP/1.0\r\n\r\n").body == b"hello"
+
+
+def test_head_in_single_bytes(address: Address) -> None:
+    request = b"GET /hello HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    assert exchange(address, *(request[place : place + 1] for place in range(len(request)))).body == b"hello"
+
+
+def test_unread_body(address: Address) -> None:
+    """The answer comes although nobody looks at the 10 MB."""
+    answers = together(8, lambda _: http(address, "/refuse", "POST", b"x" * 10_000_000))
+    assert [(answer.status, answer.end) for answer in answers] == [(401, End.EOF)] * 8
+
+
+def test_second_request_on_the_connection_is_not_served(server: Server, address: Address) -> None:
+    log = server.settled_log()
+    request = b"GET /%s HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    assert exchange(address, request % b"hello" + request % b"process?second").raw.count(b"HTTP/1.1 200") == 1
+    http(address, "/hello?third")
+    log.wait(r"/hello\?third")
+    assert "/process?second" not in log.text()
+
+
+def test_request_line_does_not_wait_for_the_next_request(server: Server, address: Address) -> None:
+    log = server.settled_log()
+    for number in range(50):
+        assert exchange(address, b"nonsense\r\n\r\n").status == 400
+        assert http(address, f"/hello?line-{number}").status == 200
+        log.wait(rf"/hello\?line-{number} ")
+
+
+def test_environ(server: Server, address: Address) -> None:
+    answer = http(address, "/environ?a=%20b", "GET", headers=[("X-Name", "caf\u00e9"), ("Content-Type", "text/x")])
+    given = json.loads(answer.body)["strings"]
+    host, port = address
+    expected = {
+        "REQUEST_METHOD": "GET",
+        "REQUEST_URI": "/environ?a=%20b",
+        "SCRIPT_NAME": "",
+        "PATH_INFO": "/environ",
+        "QUERY_STRING": "a=%20b",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "SERVER_PORT": str(port),
+        "REMOTE_ADDR": host,
+        "HTTP_HOST": "localhost",
+        "HTTP_X_NAME": "caf\u00e9",
+        "CONTENT_TYPE": "text/x",
+        "wsgi.url_scheme": "http",
+    }
+    assert {name: given.get(name) for name in expected} == expected
+    assert given["SERVER_NAME"]
+
+
+FORGED = {
+    "forwarded protocol": ("X-Forwarded-Proto", "wsgi.url_scheme", "http"),
+    "HTTPS": ("Https", "wsgi.url_scheme", "http"),
+    "proxy": ("Proxy", "HTTP_PROXY", None),
+    "script name": ("Script_Name", "SCRIPT_NAME", ""),
+    "underscore": ("X_Forwarded_For", "HTTP_X_FORWARDED_FOR", None),
+    "content length": ("Content_Length", "CONTENT_LENGTH", None),
+}
+
+
+@pytest.mark.parametrize(("header", "name", "expected"), FORGED.values(), ids=FORGED)
+def test_header_that_pretends(address: Address, header: str, name: str, expected: str | None) -> None:
+    """No header of a client reaches a variable that applications trust, or that another header owns."""
+    given = json.loads(http(address, "/environ", headers=[(header, "https")]).body)["strings"]
+    assert given.get(name) == expected
+
+
+CHUNKED = b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+REFUSED = {
+    "chunked body": (CHUNKED, {411, 501}),
+    "upgrade": (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", {501}),
+    "CONNECT": (b"CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n", {400, 501}),
+    "HTTP/2 preface": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", {400, 501, 505}),
+    "HTTP/3.0": (b"GET / HTTP/3.0\r\nHost: a\r\n\r\n", {400, 505}),
+    "nonsense": (b"\x00\x01\x02\x03\r\n\r\n", {400}),
+    "TLS": (bytes.fromhex("16030100c8010000c40303") + bytes(190) + b"\r\n\r\n", {400}),
+    "no method": (b"/hello HTTP/1.1\r\nHost: a\r\n\r\n", {400}),
+    "no target": (b"GET HTTP/1.1\r\nHost: a\r\n\r\n", {400}),
+    "target without slash": (b"GET hello HTTP/1.1\r\nHost: a\r\n\r\n", {400}),
+    "header without colon": (b"GET /hello HTTP/1.1\r\nHost: a\r\nnonsense\r\n\r\n", {400}),
+    "space in a header's name": (b"GET /hello HTTP/1.1\r\nHost: a\r\nX Name: a\r\n\r\n", {400}),
+    "space before the colon": (b"GET /hello HTTP/1.1\r\nHost: a\r\nX-Name : a\r\n\r\n", {400}),
+    "NUL in a header": (b"GET /hello HTTP/1.1\r\nHost: a\r\nX-Name: a\0b\r\n\r\n", {400}),
+    "folded header": (b"GET /hello HTTP/1.1\r\nHost: a\r\nX-Name: a\r\n b\r\n\r\n", {400}),
+    "two hosts": (b"GET /hello HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", {400}),
+    "no host": (b"GET /hello HTTP/1.1\r\n\r\n", {400}),
+    "two lengths": (b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", {400}),
+    "list of lengths": (b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 3, 3\r\n\r\nabc", {400}),
+    "signed length": (b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: +3\r\n\r\nabc", {400}),
+    "negative length": (b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: -3\r\n\r\nabc", {400}),
+    "hexadecimal length": (b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 0x3\r\n\r\nabc", {400}),
+    "huge length": (b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n", {400}),
+    "length and chunked": (CHUNKED.replace(b"Host: a", b"Host: a\r\nContent-Length: 3"), {400, 411, 501}),
+    "unknown encoding": (CHUNKED.replace(b"chunked", b"chunked, identity"), {400, 411, 501}),
+    "vertical tab before chunked": (CHUNKED.replace(b" chunked", b" \x0bchunked"), {400, 411, 501}),
+    "head too long": (b"GET /hello HTTP/1.1\r\nHost: a\r\nX-Long: " + b"x" * 100_000 + b"\r\n\r\n", {431}),
+    "endless head": (b"GET /hello HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 50_000, {431}),
+    "endless request line": (b"GET /" + b"x" * 200_000, {414, 431}),
+}
+
+
+@pytest.mark.parametrize(("request_bytes", "statuses"), REFUSED.values(), ids=REFUSED)
+def test_refused(server: Server, address: Address, request_bytes: bytes, statuses: set[int]) -> None:
+    """The application isn't asked, the log has no traceback, the next one is served."""
+    log = server.settled_log()
+    answer = exchange(address, request_bytes)
+    assert answer.status in statuses
+    assert http(address, "/hello?next").status == 200
+    log.wait(r"/hello\?next")
+    assert log.text().count("[pid: ") == 1
+    assert "Traceback" not in log.text()
+
+
+PATHS = {
+    "percent": ("/environ%2Fcaf%C3%A9%20b", "/environ/caf\u00c3\u00a9 b"),
+    "percent of a percent": ("/%2561", "/%61"),
+    "query apart": ("/a?b?c", "/a"),
+    "double slash": ("//a//b", "//a//b"),
+    "absolute form": ("http://other/a", "/a"),
+}
+
+
+@pytest.mark.parametrize(("target", "path_info"), PATHS.values(), ids=PATHS)
+def test_path_is_decoded_once(start: Start, target: str, path_info: str) -> None:
+    server = start(f"http-socket = 127.0.0.1:{free_port()}\npythonpath = {APPS}\nmodule = probe:any_path\n")
+    assert json.loads(http(server.address, target).body)["strings"]["PATH_INFO"] == path_info
+
+
+def test_file(address: Address, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(1_000_000))
+    assert http(address, "/file?length=1000000", headers=[("X-File", str(path))]).body == path.read_bytes()
+
+
+def test_a_hundred_at_once(address: Address) -> None:
+    answers = together(100, lambda number: http(address, "/echo", "POST", b"%d" % number))
+    assert [answer.body for answer in answers] == [b"%d" % number for number in range(100)]

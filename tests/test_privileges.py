@@ -1,0 +1,214 @@
+"""Started by root with uid and gid: what needs root happens first, then nobody in the tree has it any more."""
+
+from __future__ import annotations
+
+import grp
+import json
+import os
+import pwd
+import shutil
+import signal
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from support.client import Connection, cgi, packet, uwsgi
+from support.harness import APPS, COMMAND, Server, directory, free_port, status_field
+from support.wait import wait_until
+
+Start = Callable[..., Server]
+
+USER = "www-data"
+GROUP = "daemon"
+
+
+@pytest.fixture(autouse=True)
+def root() -> None:
+    if os.geteuid() != 0:
+        pytest.fail("these tests start the server as root: run them as root, or in a container")
+
+
+OPEN_A_CLOSED_DIRECTORY = """
+set -e
+mount --bind "$2" "$3"
+mount -t tmpfs -o mode=755 none "$1"
+mkdir -p "$2"
+mount --bind "$3" "$2"
+shift 3
+exec "$@"
+"""
+
+
+def closed_directories(path: Path) -> Iterator[tuple[Path, Path]]:
+    """The directories on the way to a file that others may not enter, each with the next step on the way."""
+    steps = [*reversed(path.parents), path]
+    for outer, inner in pairwise(steps):
+        if not outer.stat().st_mode & stat.S_IXOTH:
+            yield outer, inner
+
+
+@pytest.fixture(scope="module")
+def command() -> Iterator[list[str]]:
+    """The server's command, with an interpreter that the user may read.
+
+    One that is installed in root's home is opened to everybody, in a mount namespace of the server's own.
+    """
+    closed = list(closed_directories(Path(sys.executable).resolve()))
+    if not closed:
+        yield COMMAND
+        return
+    ((outer, inner),) = closed
+    spare = directory()
+    yield [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        OPEN_A_CLOSED_DIRECTORY,
+        "sh",
+        str(outer),
+        str(inner),
+        str(spare),
+        *COMMAND,
+    ]
+    spare.rmdir()
+
+
+@pytest.fixture
+def start(start: Start, command: list[str]) -> Start:
+    return partial(start, command=command)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory that the user may write to, so that the order of binding and dropping doesn't matter."""
+    path = directory()
+    user = pwd.getpwnam(USER)
+    os.chown(path, user.pw_uid, user.pw_gid)
+    yield path
+    shutil.rmtree(path)
+
+
+def ids(user: str, group: str) -> tuple[int, int]:
+    return pwd.getpwnam(user).pw_uid, grp.getgrnam(group).gr_gid
+
+
+def options(*lines: str) -> str:
+    common = ["socket = app.sock", f"pythonpath = {APPS}", "module = probe", "processes = 2", "need-app = true"]
+    return "\n".join([*common, *lines]) + "\n"
+
+
+IDENTITIES = {
+    "names": (f"uid = {USER}\ngid = {GROUP}", USER, GROUP),
+    "numbers": ("uid = {}\ngid = {}".format(*ids(USER, GROUP)), USER, GROUP),
+}
+
+
+@pytest.mark.parametrize(("lines", "user", "group"), IDENTITIES.values(), ids=IDENTITIES)
+def test_whole_tree_drops(start: Start, place: Path, lines: str, user: str, group: str) -> None:
+    """All four user and group ids, the further groups, the capabilities, and no way back."""
+    server = start(options(lines, "threads = 2"), where=place)
+    server.wait_workers(2)
+    uid, gid = (str(number) for number in ids(user, group))
+    tree = server.processes()
+    assert len(tree) >= 3
+    for process in tree:
+        assert status_field(process.pid, "Uid") == [uid] * 4
+        assert status_field(process.pid, "Gid") == [gid] * 4
+        assert "0" not in status_field(process.pid, "Groups")
+        assert status_field(process.pid, "CapEff") == ["0" * 16]
+        assert status_field(process.pid, "CapPrm") == ["0" * 16]
+        assert status_field(process.pid, "NoNewPrivs") == ["1"]
+
+
+def test_application_never_saw_root(start: Start, place: Path) -> None:
+    server = start(options(f"uid = {USER}\ngid = {USER}"), where=place)
+    uid, gid = ids(USER, USER)
+    about = json.loads(uwsgi(server.address, "/identity").body)
+    assert about["loaded_as"][:2] == about["now"][:2] == [uid, gid]
+    assert 0 not in about["loaded_as"][2] + about["now"][2]
+
+
+def test_replaced_worker_has_dropped_too(start: Start, place: Path) -> None:
+    server = start(options(f"uid = {USER}\ngid = {USER}"), where=place)
+    first, _ = server.wait_workers(2)
+    os.kill(first.pid, 9)
+    server.wait_log("DAMN ! worker")
+    new, _ = server.wait_workers(2)
+    assert status_field(new.pid, "Uid") == [str(ids(USER, USER)[0])] * 4
+    assert status_field(new.pid, "NoNewPrivs") == ["1"]
+
+
+def test_uid_alone_takes_the_group_of_nobody_but_root(start: Start, place: Path) -> None:
+    """Without gid the group stays; the user's other groups are there, root's are not."""
+    server = start(options(f"uid = {USER}"), where=place)
+    (first, *_) = server.wait_workers(2)
+    assert status_field(first.pid, "Uid") == [str(ids(USER, USER)[0])] * 4
+    assert status_field(first.pid, "CapEff") == ["0" * 16]
+
+
+OWNERS = {
+    "the dropped user": ("", (USER, USER)),
+    "chown-socket": (f"chown-socket = {USER}:{GROUP}", (USER, GROUP)),
+    "chown-socket, user alone": (f"chown-socket = {GROUP}", (GROUP, None)),
+}
+
+
+@pytest.mark.parametrize(("line", "owner"), OWNERS.values(), ids=OWNERS)
+def test_socket_belongs_to(start: Start, place: Path, line: str, owner: tuple[str, str | None]) -> None:
+    server = start(options(f"uid = {USER}\ngid = {USER}\nchmod-socket = 660\n{line}"), where=place)
+    found = Path(server.address).stat()
+    user, group = owner
+    assert found.st_uid == pwd.getpwnam(user).pw_uid
+    assert group is None or found.st_gid == grp.getgrnam(group).gr_gid
+    assert stat.S_IMODE(found.st_mode) == 0o660
+
+
+def test_what_needs_root_happens_first(start: Start) -> None:
+    """Socket, log and pidfile are in a directory that belongs to root alone."""
+    server = start(
+        options(f"uid = {USER}", f"gid = {USER}", "logto = own.log", "pidfile = own.pid", f"chown-socket = {USER}")
+    )
+    assert (server.directory / "own.pid").read_text() == f"{server.pid}\n"
+    assert uwsgi(server.address, "/hello").status == 200
+    assert "spawned uWSGI worker" in (server.directory / "own.log").read_text()
+
+
+def test_low_port(start: Start) -> None:
+    start(options("socket = 127.0.0.1:789", f"uid = {USER}", f"gid = {USER}", f"chown-socket = {USER}"))
+    assert uwsgi(("127.0.0.1", 789), "/hello").status == 200
+
+
+@pytest.mark.parametrize("transport", [0, 1], ids=["unix", "TCP"])
+def test_graceful_stop_without_root(start: Start, place: Path, transport: int) -> None:
+    """Closing the door needs no right that was given up."""
+    lines = [f"uid = {USER}", f"gid = {USER}", f"socket = 127.0.0.1:{free_port()}", "processes = 1"]
+    server = start(options(*lines), where=place)
+    server.wait_workers(1)
+    address = server.addresses[transport]
+    begun = place / "begun"
+    with ExitStack() as stack:
+        clients = [stack.enter_context(Connection(address)) for _ in range(3)]
+        for client in clients:
+            client.send(packet(cgi("/count?seconds=1", HTTP_X_FILE=str(begun))))
+        wait_until(begun.exists)
+        server.signal(signal.SIGTERM)
+        wait_until(lambda: not server.listening(), message="the door is closed")
+        assert [client.answer().status for client in clients] == [200] * 3
+    assert server.wait_exit() == 0
+    assert "Traceback" not in server.log()
+
+
+UNKNOWN = {"user": ("uid", "no-such-user"), "group": ("gid", "no-such-group")}
+
+
+@pytest.mark.parametrize(("option", "name"), UNKNOWN.values(), ids=UNKNOWN)
+def test_unknown_name_ends_the_start(start: Start, option: str, name: str) -> None:
+    server = start(options(f"{option} = {name}"), ready="nothing")
+    assert server.wait_exit() == 1
+    assert name in server.log()
