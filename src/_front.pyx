@@ -300,7 +300,8 @@ cdef class Front:
     cdef object events, read_http_head
     cdef unsigned char *scratch
     cdef int idle_cores, leaving_cores, running
-    cdef bint paused, ticking, lost_descriptors
+    cdef bint paused, ticking
+    cdef bint finished_some       # since the last tick: their lines are in the rings, and only a tick takes them
     cdef uint64_t n_accepted, n_pushed, n_queued, n_refused, n_taken_back, n_clients_gone, n_answered
 
     def __cinit__(self, memory, int cores, int threads, int doorbell, *, int buffer_size, double timeout, int waiting_limit,
@@ -382,9 +383,12 @@ cdef class Front:
                     break
         finally:
             self.ask_for_ring()
-        if (self.running or self.queue.length or self.heads.length or self.lingerers.length or self.paused) and not self.ticking:
+        if not self.ticking and (self.finished_some or self.anything_open()):
             self.ticking = True
             self.events.tick_wanted()
+
+    cdef bint anything_open(self):
+        return bool(self.running or self.queue.length or self.heads.length or self.lingerers.length or self.paused)
 
     cdef void ask_for_ring(self):
         """Before sleeping: must a worker that finishes wake us? If so, look once more, since one may just have."""
@@ -821,6 +825,7 @@ cdef class Front:
             return 0  # a claim about a request that we didn't give: a stale bit, or the application's scribbling
         outcome = slot.outcome
         if fd >= 0:
+            self.finished_some = True
             k.client = -1
             self.running -= 1
             if outcome & OUTCOME_LINGER:
@@ -1173,7 +1178,8 @@ cdef class Front:
                 self.drop(fd)
             fd = following
         self.ask_for_ring()
-        self.ticking = bool(self.running or self.queue.length or self.heads.length or self.lingerers.length or self.paused)
+        self.finished_some = False
+        self.ticking = self.anything_open()
         return self.ticking
 
     cdef int time_out_head(self, int fd) except -1:

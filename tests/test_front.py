@@ -26,9 +26,10 @@ class Recorder:
 
     def __init__(self):
         self.ready, self.refused, self.lines, self.lost = [], [], [], []
+        self.ticks = 0
 
     def tick_wanted(self):
-        pass
+        self.ticks += 1
 
     def core_ready(self, core):
         self.ready.append(core)
@@ -206,6 +207,19 @@ def test_a_request_and_its_line(bench):
     bench.until(lambda: bench.front.tick() is False)
     bench.front.take_logs()
     assert "=> generated 6 bytes in 0 msecs (HTTP/1.1 200)" in bench.events.lines[0]
+
+
+def test_a_request_that_is_over_at_once_still_has_its_tick(bench):
+    bench = bench().start(0)
+    client = bench.connect(build([("PATH_INFO", "/quick")]))
+    bench.events.ticks = 0
+    client.shutdown(socket.SHUT_WR)
+    while not bench.application.begun or bench.front.in_progress:
+        bench.front.on_ready()
+    assert bench.events.ticks == 1  # or its line would stay in the ring until the next request
+    bench.front.tick()
+    bench.front.take_logs()
+    assert len(bench.events.lines) == 1
 
 
 ORDERS = [

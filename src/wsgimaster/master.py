@@ -233,7 +233,11 @@ class Master:
         match message.kind:
             case Kind.LOADED:
                 pid = self.zygote.pid if self.zygote else 0
-                self.log.say(f"the application is loaded in {message.seconds:.1f} s (zygote pid: {pid})")
+                what = f"the application is loaded in {message.seconds:.1f} s"
+                if message.error:
+                    lazy = self.settings.app.lazy
+                    what = "each worker loads the application for itself" if lazy else "there is no application"
+                self.log.say(f"{what} (zygote pid: {pid})")
                 self.handle(lifecycle.ZygoteLoaded())
             case Kind.FORKED:
                 self._forked(message.slot, message.pid)

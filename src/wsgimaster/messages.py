@@ -15,7 +15,7 @@ class Kind(IntEnum):
     # master to zygote
     FORK = 1  # slot; the descriptors that come along are the channels of its cores and its output pipe
     # zygote to master
-    LOADED = 2  # the application is there; seconds: how long that took
+    LOADED = 2  # ready to fork; seconds: how long loading took; error: 0 with the application, 1 without
     NOT_LOADED = 3  # it isn't; the traceback is in the log
     FORKED = 4  # slot, pid
     FORK_FAILED = 5  # slot, error: an errno

@@ -87,7 +87,8 @@ class Zygote:
                 sys.exit(22)
         gc.collect()
         gc.freeze()  # the first full collection of a worker would copy the pages that all share
-        self.say(kind.LOADED, seconds=time.monotonic() - started)
+        missing = self.application is None
+        self.say(kind.LOADED, error=int(missing), seconds=time.monotonic() - started)
         while True:
             data, descriptors, _, _ = socket.recv_fds(self.control, self.messages.SIZE, 253)
             if not data:
