@@ -48,6 +48,6 @@ clean:
 	.venv/bin/pip install -q -e '.[test,check]'
 	@touch $@
 
-$(UWSGI):
+$(UWSGI): | .venv/built
 	python3 -m venv .venv-uwsgi
 	.venv-uwsgi/bin/pip install -q uwsgi==2.0.31

@@ -36,8 +36,7 @@ Runs in: the master, on the loop's thread.
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize, PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
-from libc.errno cimport (EAGAIN, ECONNABORTED, ECONNRESET, EINTR, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPIPE,
-                         ETOOMANYREFS, EPROTO, errno)
+from libc.errno cimport EAGAIN, EINTR, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, ETOOMANYREFS, errno
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset, strerror
 
@@ -105,7 +104,6 @@ cdef extern from * nogil:
     int epoll_ctl(int epoll, int op, int fd, epoll_event *event)
     int epoll_wait(int epoll, epoll_event *events, int most, int timeout)
     int accept4(int listener, sockaddr *name, socklen_t *size, int flags)
-    int getpeername(int fd, sockaddr *name, socklen_t *size)
     ssize_t recv(int fd, void *bytes, size_t size, int flags)
     ssize_t send(int fd, const void *bytes, size_t size, int flags)
     int shutdown(int fd, int how)
@@ -121,7 +119,6 @@ cdef extern from * nogil:
         EPOLL_CTL_DEL
         EPOLL_CTL_MOD
         EPOLLIN
-        EPOLLRDHUP
         EPOLLET
         SHUT_WR
         SOCK_NONBLOCK
@@ -147,6 +144,12 @@ cdef enum State:
     RUNNING = 3
     LINGER = 4
 
+cdef enum Accepted:
+    FAULT = -1
+    TAKEN = 0
+    NOTHING = 1    # the backlog is empty
+    NO_ROOM = 2    # no descriptor or memory is free
+
 cdef enum CoreState:
     ABSENT = 0     # no worker
     IDLE = 1
@@ -160,7 +163,6 @@ ctypedef struct Connection:
     uint8_t listener
     uint8_t trusted
     uint16_t generation    # tells a stale epoll event from one of the descriptor's next life
-    int32_t core           # RUNNING: whose
     int32_t previous, next # in the list of its state
     uint64_t accepted_ns
     uint64_t since_ns      # last progress, or entry into the state
@@ -203,7 +205,6 @@ ctypedef struct NetworkRule:
 cdef enum:
     MAX_LISTENERS = 250
     FIRST_READ = 16384            # a head rarely has more than 4 KiB; body bytes that come along are copied once
-    MOST_READ = 65536 + 4         # the largest packet head
     LARGEST_HTTP_HEAD = 65536
     BATCH = 64                    # events per epoll_wait
     ROUNDS = 64                   # of epoll_wait, before the loop's other callbacks get their turn
@@ -244,7 +245,7 @@ def format_board(memory, uint32_t cores, uint32_t threads, int doorbell):
 ANSWERS = {
     400: b"Bad Request", 403: b"Forbidden", 408: b"Request Timeout", 411: b"Length Required",
     431: b"Request Header Fields Too Large", 501: b"Not Implemented", 502: b"Bad Gateway",
-    503: b"Service Unavailable", 504: b"Gateway Timeout", 505: b"HTTP Version Not Supported",
+    503: b"Service Unavailable", 505: b"HTTP Version Not Supported",
 }
 
 
@@ -262,8 +263,7 @@ cdef class Front:
 
     board: the scoreboard's buffer (scoreboard.Scoreboard.memory). buffer_size: largest variable block, bytes.
     timeout: seconds without progress that a client may take for its head. waiting_limit: requests in the queue.
-    read_http_head(head, peer, server, limit) -> (packet, trusted)... see http1.read_head.
-    events: the master's object with the methods that `Events` in master.py lists.
+    read_http_head(head, fd, limit): see http1.read_head. events: the master's object, see `Events` in _front.pyi.
     """
 
     # Where the parts of the scoreboard are: computed once, since the applications can scribble over its head.
@@ -295,7 +295,7 @@ cdef class Front:
     cdef int forwarded_count
     cdef size_t buffer_size
     cdef uint64_t timeout_ns
-    cdef readonly int waiting_limit
+    cdef int waiting_limit
     cdef bint even
     cdef object events, read_http_head
     cdef unsigned char *scratch
@@ -382,10 +382,15 @@ cdef class Front:
                 if n <= 0:
                     break
         finally:
-            self.ask_for_ring()
+            self.before_sleeping()
+
+    cdef int before_sleeping(self) except -1:
+        """The end of everything that the loop calls: whoever is to wake us must know, and a tick must be under way."""
+        self.ask_for_ring()
         if not self.ticking and (self.finished_some or self.anything_open()):
             self.ticking = True
             self.events.tick_wanted()
+        return 0
 
     cdef bint anything_open(self):
         return bool(self.running or self.queue.length or self.heads.length or self.lingerers.length or self.paused)
@@ -443,14 +448,21 @@ cdef class Front:
         return number
 
     def accept_rest(self, int number):
-        """The door is closing: take what still waits in the backlog, then forget the listener."""
+        """The door is closed: take what still waits in the backlog, then forget the listener.
+
+        False: no descriptor was free for all of them; call again.
+        """
         cdef Listener *listener = &self.listeners[number]
+        cdef Accepted accepted = TAKEN
         if not listener.open:
-            return
-        while self.accept_one(number) >= 0:
-            pass
-        listener.open = False
-        epoll_ctl(self.epoll, EPOLL_CTL_DEL, listener.fd, NULL)
+            return True
+        while accepted == TAKEN:
+            accepted = self.accept_one(number)
+        if accepted == NOTHING:
+            listener.open = False
+            epoll_ctl(self.epoll, EPOLL_CTL_DEL, listener.fd, NULL)
+        self.before_sleeping()
+        return accepted == NOTHING
 
     cdef int accept_some(self, int number) except -1:
         """One connection per round of epoll_wait: a look there is cheaper than an accept that fails (3 us)."""
@@ -458,8 +470,7 @@ cdef class Front:
             self.accept_one(number)
         return 0
 
-    cdef int accept_one(self, int number) except -2:
-        """The descriptor that was accepted, or -1."""
+    cdef Accepted accept_one(self, int number) except FAULT:
         cdef SocketName name
         cdef socklen_t size = sizeof(SocketName)
         cdef unsigned char address[16]
@@ -468,9 +479,10 @@ cdef class Front:
         if fd < 0:
             if errno in (EMFILE, ENFILE, ENOBUFS, ENOMEM):
                 self.pause(errno)
-            elif errno in (ECONNABORTED, EPROTO, EINTR):
-                return 0
-            return -1
+                return NO_ROOM
+            # EINVAL: a unix listener that was shut down and has nobody left. Everything else is about one
+            # connection that failed before we got it (accept(2)).
+            return NOTHING if errno in (EAGAIN, EINVAL) else TAKEN
         cdef Connection *c = self.open(fd)
         c.listener = number
         c.trusted = listener.local and not listener.http
@@ -481,9 +493,9 @@ cdef class Front:
                 c.trusted = is_loopback(address) or matches(self.forwarded, self.forwarded_count, address)
                 if self.allow_count and not matches(self.allow, self.allow_count, address):
                     self.refuse(fd, 403, "its address is not in allow-from")
-                    return fd
+                    return TAKEN
         self.read_head_of(fd)
-        return fd
+        return TAKEN
 
     cdef Connection *open(self, int fd) except NULL:
         cdef int size = self.table_size
@@ -499,7 +511,7 @@ cdef class Front:
             memset(table + self.table_size, 0, (size - self.table_size) * sizeof(Connection))
             self.connections, self.table_size = table, size
         cdef Connection *c = &self.connections[fd]
-        c.state, c.watched, c.core, c.bytes, c.have, c.room = CLOSED, False, -1, NULL, 0, 0
+        c.state, c.watched, c.bytes, c.have, c.room = CLOSED, False, NULL, 0, 0
         c.previous = c.next = -1
         c.content_length = -1
         c.accepted_ns = c.since_ns = now_ns()
@@ -548,7 +560,6 @@ cdef class Front:
                 self.wait_for_head(fd)
             return 0
         c.have += n
-        self.buffered += n
         if self.judge(fd, c.bytes, c.have):
             self.make_room(fd)
             self.wait_for_head(fd)
@@ -588,11 +599,14 @@ cdef class Front:
             return False
         size = <size_t>(<unsigned char *>end - bytes) + 4
         try:
-            packet, length = self.read_http_head(PyBytes_FromStringAndSize(<char *>bytes, size), fd, self.buffer_size)
+            packet, length, expects = self.read_http_head(PyBytes_FromStringAndSize(<char *>bytes, size), fd,
+                                                          self.buffer_size)
         except HeadError as error:
             self.refuse(fd, error.status, str(error))
             return False
         c.content_length = length
+        if expects and have == size:  # RFC 9110 10.1.1; not for a body that has begun to come
+            send(fd, b"HTTP/1.1 100 Continue\r\n\r\n", 25, MSG_DONTWAIT | MSG_NOSIGNAL)
         packet += PyBytes_FromStringAndSize(<char *>bytes + size, have - size)
         self.admit(fd, <unsigned char *>PyBytes_AS_STRING(packet), PyBytes_GET_SIZE(packet))
         return False
@@ -618,13 +632,14 @@ cdef class Front:
     cdef int keep(self, int fd, const unsigned char *bytes, size_t have) except -1:
         """Copy what was read into a buffer of the connection's own."""
         cdef Connection *c = &self.connections[fd]
-        c.room = <uint32_t>max(1024, have)
-        c.bytes = <unsigned char *>PyMem_RawMalloc(c.room)
+        cdef uint32_t room = <uint32_t>max(1024, have)
+        c.bytes = <unsigned char *>PyMem_RawMalloc(room)
         if c.bytes == NULL:
             raise MemoryError
         memcpy(c.bytes, bytes, have)
-        c.have = <uint32_t>have
-        self.buffered += have
+        c.have, c.room = <uint32_t>have, room
+        if c.state == HEAD:  # it stands in the list of heads already, having said nothing so far
+            self.buffered += room
         self.make_room(fd)
         return 0
 
@@ -635,10 +650,12 @@ cdef class Front:
         cdef uint32_t room
         if c.room > c.have:
             return 0
-        room = c.have + FIRST_READ
+        room = c.have + min(c.have, <uint32_t>FIRST_READ)
         larger = <unsigned char *>PyMem_RawRealloc(c.bytes, room)
         if larger == NULL:
             raise MemoryError
+        if c.state == HEAD:
+            self.buffered += room - c.room
         c.bytes, c.room = larger, room
         return 0
 
@@ -650,7 +667,6 @@ cdef class Front:
         cdef int core
         if c.state == HEAD:
             self.unlink(fd)
-            self.buffered -= c.have
             c.state = CLOSED
         if c.watched:  # the worker is about to hold a copy, and epoll would go on watching through that
             epoll_ctl(self.epoll, EPOLL_CTL_DEL, fd, NULL)
@@ -743,10 +759,10 @@ cdef class Front:
         cdef size_t body = have - 4 - block
         if c.content_length < <int64_t>body:  # what comes after the body is nobody's request
             body = <size_t>c.content_length if c.content_length > 0 else 0
-        head.kind, head.seq, head.accepted_ns = MESSAGE_REQUEST, k.seq + 1, c.accepted_ns
+        head.kind, head.seq = MESSAGE_REQUEST, k.seq + 1
         head.flags = (FLAG_TRUSTED if c.trusted else 0) | (FLAG_HTTP if self.listeners[c.listener].http else 0)
         head.vars_bytes, head.body_bytes, head.content_length = <uint32_t>block, <uint32_t>body, c.content_length
-        head.modifier1, head.modifier2, head.listener = bytes[0], bytes[3], c.listener
+        head.modifier1 = bytes[0]
         pieces[0].iov_base, pieces[0].iov_len = &head, sizeof(MessageHead)
         pieces[1].iov_base, pieces[1].iov_len = bytes + 4, block + body
         if send_message(k.channel, pieces, 2, fd) < 0:
@@ -758,7 +774,7 @@ cdef class Front:
         if c.state == QUEUED:
             self.unlink(fd)
         self.forget_bytes(c)
-        c.state, c.core = RUNNING, core
+        c.state = RUNNING
         self.running += 1
         self.n_pushed += 1
         return True
@@ -844,7 +860,7 @@ cdef class Front:
         """The answer is out: half-close, then read and discard until the client closes (bounded by tick)."""
         cdef Connection *c = &self.connections[fd]
         shutdown(fd, SHUT_WR)
-        c.state, c.core, c.since_ns = LINGER, -1, now_ns()
+        c.state, c.since_ns = LINGER, now_ns()
         c.accepted_ns = c.since_ns  # from here it means: lingering since
         self.link(fd)
         if not c.watched:
@@ -874,13 +890,11 @@ cdef class Front:
         cdef Connection *c = &self.connections[fd]
         if c.state in (HEAD, QUEUED, LINGER):
             self.unlink(fd)
-        if c.state == HEAD:
-            self.buffered -= c.have
         if c.watched:
             epoll_ctl(self.epoll, EPOLL_CTL_DEL, fd, NULL)
             c.watched = False
         self.forget_bytes(c)
-        c.state, c.core = CLOSED, -1
+        c.state = CLOSED
         c.generation += 1
         close(fd)
 
@@ -912,8 +926,6 @@ cdef class Front:
         self.n_answered += 1
         if c.state in (HEAD, QUEUED):
             self.unlink(fd)
-            if c.state == HEAD:
-                self.buffered -= c.have
             c.state = CLOSED
         self.forget_bytes(c)
         if n < 0:
@@ -931,8 +943,8 @@ cdef class Front:
             raise ValueError(f"core {core} has a worker already")
         cdef Slot *slot = &self.slots[core]
         memset(slot, 0, sizeof(Slot))
-        k.channel, k.far, k.client, k.seq = channel, far, -1, 0
-        k.state = STARTING
+        k.channel, k.far, k.client, k.seq, k.unasked = channel, far, -1, 0, False
+        self.set_core(core, STARTING)
         self.watch(channel, CHANNEL, core, EPOLLIN)
 
     def remove_core(self, int core):
@@ -960,7 +972,7 @@ cdef class Front:
             else:
                 self.refuse(fd, 502, "its worker died")
         self.pump()
-        self.ask_for_ring()
+        self.before_sleeping()
 
     def retire_core(self, int core):
         """Send the core away: now if it is idle, else after its request."""
@@ -970,7 +982,7 @@ cdef class Front:
             self.send_away(core)
         elif k.state == BUSY:
             self.set_core(core, LEAVING)
-        self.ask_for_ring()
+        self.before_sleeping()
 
     cdef int send_away(self, int core) except -1:
         cdef MessageHead head
@@ -1029,6 +1041,7 @@ cdef class Front:
         if found:
             self.ask_for_report(core)
             self.pump()
+            self.before_sleeping()
         return found
 
     cdef int requeue(self, int core) except -1:
@@ -1043,7 +1056,7 @@ cdef class Front:
         c.have = c.room = k.kept_bytes
         k.client = -1
         self.running -= 1
-        c.state, c.core, c.since_ns = QUEUED, -1, now_ns()
+        c.state, c.since_ns = QUEUED, now_ns()
         self.link_first(fd)
         return 0
 
@@ -1118,8 +1131,7 @@ cdef class Front:
             chain.first = fd
         chain.last = fd
         chain.length += 1
-        if c.state == QUEUED:
-            self.queued_bytes += c.have
+        self.count_bytes(c, 1)
 
     cdef void link_first(self, int fd):
         cdef Connection *c = &self.connections[fd]
@@ -1131,8 +1143,7 @@ cdef class Front:
             chain.last = fd
         chain.first = fd
         chain.length += 1
-        if c.state == QUEUED:
-            self.queued_bytes += c.have
+        self.count_bytes(c, 1)
 
     cdef void unlink(self, int fd):
         cdef Connection *c = &self.connections[fd]
@@ -1146,8 +1157,14 @@ cdef class Front:
         else:
             chain.last = c.previous
         chain.length -= 1
-        if c.state == QUEUED:
-            self.queued_bytes -= c.have
+        self.count_bytes(c, -1)
+
+    cdef void count_bytes(self, Connection *c, int sign) noexcept:
+        """What the connections of a list hold, so that it can be bounded."""
+        if c.state == HEAD:
+            self.buffered += sign * <Py_ssize_t>c.room
+        elif c.state == QUEUED:
+            self.queued_bytes += sign * <Py_ssize_t>c.have
 
     # ---- the tick: only while there is something to watch over ----
 
@@ -1159,7 +1176,7 @@ cdef class Front:
         cdef int core
         self.collect_finished()
         for core in range(self.core_count):
-            if self.cores[core].unasked and self.cores[core].state == BUSY:
+            if self.cores[core].unasked and self.cores[core].client < 0 and self.cores[core].state in (BUSY, LEAVING):
                 self.ask_for_report(core)
         self.drop_who_left()
         empty_eventfd(self.doorbell)
@@ -1266,13 +1283,6 @@ cdef class Front:
         return {"requests": s.requests, "exceptions": s.exceptions, "running_us": s.running_us, "tid": s.tid,
                 "sent_bytes": s.sent_bytes, "read_errors": s.read_errors, "write_errors": s.write_errors,
                 "clients_gone": s.clients_gone, "log_dropped": s.log_dropped, "taken": s.taken, "done": s.done}
-
-
-cdef extern from * nogil:
-    """
-    #define leading_zeros(x) __builtin_clzll(x)
-    """
-    int leading_zeros(uint64_t x)
 
 
 cdef void clear(Chain *chain):

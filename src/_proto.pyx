@@ -19,7 +19,6 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.string cimport memcmp, memcpy
 
 DEF_LIMIT = 65535
-HEAD_BYTES = 4
 
 # 18 digits always fit an int64; nobody uploads an exabyte.
 cdef enum:

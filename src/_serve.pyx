@@ -26,7 +26,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
-from libc.errno cimport EAGAIN, EINTR, ETIMEDOUT, errno
+from libc.errno cimport EAGAIN, ECONNRESET, EINTR, EINVAL, ENOSYS, EPIPE, ETIMEDOUT, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy, memset
 
@@ -62,9 +62,23 @@ cdef extern from * nogil:
         return poll(&p, 1, ms < 3600000 ? (int)ms : 3600000);
     }
 
+    /* What the client hasn't taken yet. On a unix socket the kernel counts whole pieces, hence MOST_PER_SEND. */
+    static int64_t untaken_bytes(int fd) {
+        int n = 0;
+        return ioctl(fd, TIOCOUTQ, &n) == 0 ? n : -1;
+    }
+
     /* Send what the pieces hold, as far as it goes without waiting. Advances them; bytes sent, or -1 with errno. */
+    #define MOST_PER_SEND 32768u
     static ssize_t send_pieces(int fd, struct iovec *pieces, int count, int flags) {
-        struct msghdr message = { .msg_iov = pieces, .msg_iovlen = count };
+        struct iovec some[2];
+        size_t room = MOST_PER_SEND;
+        for (int i = 0; i < count; i++) {
+            some[i].iov_base = pieces[i].iov_base;
+            some[i].iov_len = pieces[i].iov_len < room ? pieces[i].iov_len : room;
+            room -= some[i].iov_len;
+        }
+        struct msghdr message = { .msg_iov = some, .msg_iovlen = count };
         ssize_t n = sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT | flags), left = n;
         for (int i = 0; i < count && left > 0; i++) {
             size_t step = (size_t)left < pieces[i].iov_len ? (size_t)left : pieces[i].iov_len;
@@ -106,6 +120,7 @@ cdef extern from * nogil:
     int shutdown(int fd, int how)
     int close(int fd)
     int eventfd_write(int fd, uint64_t value)
+    int64_t untaken_bytes(int fd)
     uint32_t thread_id()
     int unread_bytes(int fd)
     char *put(char *at, char *end, const char *format, ...)
@@ -132,7 +147,7 @@ cdef enum:
     LINE_BYTES = 65536          # readline's reads
     LOG_LINE_BYTES = 4096       # uWSGI's limit for a request line
     LOG_TEXT_BYTES = 2048       # of one value in it
-    SENDFILE_BYTES = 0x7ffff000 # the most that Linux sends in one call
+    SENDFILE_BYTES = 32768      # of one call; small enough to see that a slow client takes something
 
 REASONS = {str(status.value): f"{status.value} {status.phrase}" for status in HTTPStatus}
 
@@ -361,7 +376,6 @@ cdef class Exchange:
     cdef bint head_method
     cdef bint responded           # start_response was called
     cdef bint head_sent
-    cdef bint streaming           # more than one piece went out
     cdef bint finished
     cdef int status               # for the request line
     cdef size_t head_bytes        # of Core.head
@@ -373,6 +387,8 @@ cdef class Exchange:
     cdef bint via_sendfile
     cdef uint64_t seq
     cdef uint64_t stuck_since     # when the client stopped taking bytes, or 0
+    cdef int64_t untaken          # bytes in the socket's buffer then
+    cdef int variables            # of the request, for its line
 
     def start_response(self, status, headers, exc_info=None):
         """PEP 3333. Raises TypeError or ValueError for what must not go on the wire, naming the header."""
@@ -431,7 +447,6 @@ cdef class Exchange:
 
     cdef int send_all(self, iovec *pieces, int count, int flags) except -1:
         cdef ssize_t n
-        cdef int ready
         while True:
             with nogil:
                 n = send_pieces(self.fd, pieces, count, flags)
@@ -448,6 +463,8 @@ cdef class Exchange:
         """After a call that failed: wait for room, or raise for a client that is gone or doesn't read."""
         cdef int ready = 1
         if errno == EAGAIN:
+            if self.stuck_since == 0:
+                self.untaken = untaken_bytes(self.fd)
             with nogil:
                 ready = wait_for(self.fd, POLLOUT, self.core.timeout_ns, &self.stuck_since)
             if ready > 0:
@@ -455,10 +472,21 @@ cdef class Exchange:
         if errno == EINTR:
             PyErr_CheckSignals()
             return 0
+        if ready == 0 and self.has_taken_some():
+            return 0
         self.core.slot.write_errors += 1
         if ready == 0:
             raise ClientDisconnected(ETIMEDOUT, "the client took no byte for socket-timeout")
         raise ClientDisconnected(errno, "write error")
+
+    cdef bint has_taken_some(self):
+        """A socket counts as writable only once most of its buffer is free; a slow client is alive long before that."""
+        cdef int64_t left = untaken_bytes(self.fd)
+        cdef bint moved = 0 <= left < self.untaken
+        self.untaken = left
+        if moved:
+            self.stuck_since = 0
+        return moved
 
     cdef int send_head_alone(self, int flags) except -1:
         cdef iovec piece
@@ -506,6 +534,10 @@ cdef class Exchange:
             step = <size_t>min(left, SENDFILE_BYTES)
             with nogil:
                 n = sendfile(self.fd, source, &offset, step)
+            if n < 0 and errno in (EINVAL, ENOSYS) and self.body_sent == 0:
+                return False  # a file system that can't: read() can
+            if n < 0 and errno not in (EAGAIN, EINTR, EPIPE, ECONNRESET, ETIMEDOUT):
+                raise OSError(errno, "the file can't be read")
             if n < 0:
                 self.wait_writable()
                 continue
@@ -613,7 +645,7 @@ cdef class Core:
     cdef void tell_exception(self, str method, str uri):
         """Report the exception that is being handled. Never raises, whatever the application did to sys.stderr."""
         try:
-            self.report(method, uri)
+            self.report(shown(method), shown(uri))
         except BaseException as error:
             os.write(2, f"{method} {uri}: an exception could not be reported: {error!r}\n".encode())
 
@@ -652,16 +684,15 @@ cdef class Core:
         exchange.length = -1
         try:
             body = make_input(fd, self.timeout_ns, message.content_length, self.first_body(message), self.slot)
-            environ = self.make_environ(message, body)
+            environ = self.make_environ(message, body, exchange)
             method, uri = environ["REQUEST_METHOD"], environ.get("REQUEST_URI", "")
             address, user = environ.get("REMOTE_ADDR", ""), environ.get("REMOTE_USER", "")
             protocol = environ["SERVER_PROTOCOL"]
             self.begin(exchange, method, protocol)
-            variables = 2 * count_variables(<unsigned char *>message + sizeof(MessageHead), message.vars_bytes)
             outcome = self.call_application(exchange, environ, method, uri)
         except BaseException:  # ours, not the application's
             self.tell_exception("?", "?")
-            outcome, method, uri, address, user, protocol, variables = OUTCOME_CUT, "", "", "", "", "", 0
+            outcome, method, uri, address, user, protocol = OUTCOME_CUT, "", "", "", "", ""
         exchange.finished = True
         if outcome == 0 and (exchange.http or message.content_length > 0 and (
                 body is None or body.left > 0 or unread_bytes(fd))):
@@ -674,7 +705,7 @@ cdef class Core:
         exchange.fd = -1
         if body is not None:
             body.fd = -1
-        self.account(exchange, message, method, uri, address, user, protocol, variables)
+        self.account(exchange, message, method, uri, address, user, protocol)
         return outcome
 
     cdef uint32_t call_application(self, Exchange exchange, dict environ, str method, str uri) except? 0xFFFF:
@@ -718,10 +749,10 @@ cdef class Core:
         if exchange.bodyless or exchange.length < 0:
             return 0
         if exchange.surplus:
-            self.tell(f"{method} {uri}: the body is {exchange.surplus} bytes longer than its Content-Length "
+            self.tell(f"{shown(method)} {shown(uri)}: the body is {exchange.surplus} bytes longer than its Content-Length "
                       f"({exchange.length}); the surplus was not sent")
         elif exchange.body_sent < exchange.length:
-            self.tell(f"{method} {uri}: the body ended after {exchange.body_sent} of the {exchange.length} bytes "
+            self.tell(f"{shown(method)} {shown(uri)}: the body ended after {exchange.body_sent} of the {exchange.length} bytes "
                       f"that Content-Length promised")
         return 0
 
@@ -733,7 +764,7 @@ cdef class Core:
         return PyBytes_FromStringAndSize(<char *>message + sizeof(MessageHead) + message.vars_bytes,
                                          message.body_bytes)
 
-    cdef dict make_environ(self, MessageHead *message, Input body):
+    cdef dict make_environ(self, MessageHead *message, Input body, Exchange exchange):
         """Every variable as it came (latin-1), over the base; what PEP 3333 requires is added where it is missing.
 
         Only wsgi.* and uwsgi.* are the server's to set: an application trusts them.
@@ -749,6 +780,7 @@ cdef class Core:
                 PyDict_SetItem(environ, self.key(at + 2, key_size),
                                PyUnicode_DecodeLatin1(<const char *>at + 4 + key_size, value_size, NULL))
             at += 4 + key_size + value_size
+            exchange.variables += 1
         environ["wsgi.input"] = body
         if "PATH_INFO" not in environ or "SERVER_NAME" not in environ:
             add_missing(environ)
@@ -782,12 +814,12 @@ cdef class Core:
         return 0
 
     cdef int write_head(self, Exchange exchange, object status, object headers) except -1:
-        """Check and lay out status line and headers in self.head; nothing is kept of a wrong one."""
+        """Check and lay out status line and headers in self.head; a wrong one leaves no head at all."""
         cdef size_t at = exchange.protocol_bytes
-        cdef bint closes = False
         cdef int64_t length = -1
         cdef str name, value
         cdef int count = 0
+        exchange.responded = False  # whatever was there before is gone
         status = checked_status(status)
         if type(headers) is not list and not isinstance(headers, list):
             raise TypeError(f"the headers must be a list (PEP 3333), got {type(headers).__name__}")
@@ -798,14 +830,14 @@ cdef class Core:
             name = plain_str((<tuple>header)[0], header)
             value = plain_str((<tuple>header)[1], header)
             check_header(name, value)
+            if exchange.http and name.lower() == "connection":
+                continue  # ours to say: see below
             at = self.append(at, name, b": ", 2)
             at = self.append(at, value, b"\r\n", 2)
             count += 1
             if PyUnicode_GET_LENGTH(name) == 14 and name.lower() == "content-length":
                 length = checked_length(value)
-            elif exchange.http and name.lower() == "connection":
-                closes = True
-        if exchange.http and not closes:
+        if exchange.http:
             at = self.append(at, "Connection: close", b"\r\n", 2)
         at = self.append(at, "", b"\r\n", 2)
         exchange.head_bytes, exchange.length, exchange.header_count = at, length, count
@@ -824,17 +856,17 @@ cdef class Core:
     # ---- account ----
 
     cdef void account(self, Exchange exchange, MessageHead *message, str method, str uri, str address, str user,
-                      str protocol, int variables):
+                      str protocol):
         cdef uint64_t took_us = (now_ns() - self.slot.started_ns) // 1000
         cdef int status = exchange.status if exchange.status else 500
         self.slot.requests += 1
         self.slot.running_us += took_us
         cdef uint64_t total = add_u64(&self.board.requests, 1) + 1
         if (self.log_all or (self.log_4xx and 400 <= status < 500) or (self.log_5xx and 500 <= status < 600)):
-            self.log_line(exchange, message, method, uri, address, user, protocol, variables, took_us, status, total)
+            self.log_line(exchange, message, method, uri, address, user, protocol, took_us, status, total)
 
     cdef void log_line(self, Exchange exchange, MessageHead *message, str method, str uri, str address, str user,
-                       str protocol, int variables, uint64_t took_us, int status, uint64_t total):
+                       str protocol, uint64_t took_us, int status, uint64_t total):
         """uWSGI's default request line, its values escaped."""
         cdef char line[LOG_LINE_BYTES]
         cdef char *at = line
@@ -847,7 +879,7 @@ cdef class Core:
         at = put_text(at, end, address, 64)
         at = put(at, end, b" (")
         at = put_text(at, end, user, 128)
-        at = put(at, end, b") {%d vars in %u bytes} [%s] ", variables, message.vars_bytes, self.ctime_text)
+        at = put(at, end, b") {%d vars in %u bytes} [%s] ", 2 * exchange.variables, message.vars_bytes, self.ctime_text)
         at = put_text(at, end, method, 64)
         at = put(at, end, b" ")
         at = put_text(at, end, uri, LOG_TEXT_BYTES)
@@ -873,24 +905,6 @@ cdef class Core:
 
 
 # ---- pure helpers ----
-
-cdef extern from * nogil:
-    """
-    #define load_seq_u32(p) __atomic_load_n((p), __ATOMIC_SEQ_CST)
-    """
-    uint32_t load_seq_u32(uint32_t *p)
-
-
-cdef int count_variables(const unsigned char *at, size_t size):
-    cdef const unsigned char *end = at + size
-    cdef size_t key_size
-    cdef int count = 0
-    while at < end:
-        key_size = at[0] | (<size_t>at[1] << 8)
-        at += 4 + key_size + (at[2 + key_size] | (<size_t>at[3 + key_size] << 8))
-        count += 1
-    return count
-
 
 cdef bint is_ours(const unsigned char *key, size_t size):
     return (size > 5 and memcmp(key, b"wsgi.", 5) == 0) or (size > 6 and memcmp(key, b"uwsgi.", 6) == 0)
@@ -983,6 +997,11 @@ cdef int check_text(str what, object text, object header) except -1:
         if (bytes[i] < 32 and bytes[i] != 9) or bytes[i] == 127:
             raise ValueError(f"header {header!r:.100}: {what} has the control character {bytes[i]:#04x} at {i}")
     return 0
+
+
+cdef str shown(str text):
+    """The same for Python: no request can forge a line."""
+    return "".join([c if " " <= c <= "~" and c != "\\" else f"\\x{ord(c):02x}" for c in text])
 
 
 cdef char *put_text(char *at, char *end, str text, Py_ssize_t most):

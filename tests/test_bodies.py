@@ -229,6 +229,23 @@ def test_slow_reader_is_not_cut(patient: Server, transport: str) -> None:
     assert received == size
 
 
+@transport
+def test_very_slow_reader_is_not_cut(patient: Server, transport: str) -> None:
+    """Far too slow for the socket to become writable within socket-timeout: only its buffer's level tells."""
+    size = 700_000
+    connection = Connection(by_transport(patient, transport))
+    with connection:
+        connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        connection.send(packet(cgi(f"/large?size={size}")))
+        data = connection.receive_until(b"\r\n\r\n")
+        received = len(data.partition(b"\r\n\r\n")[2])
+        for _ in paced(range(16), 0.25):
+            received += len(connection.socket.recv(20_000, socket.MSG_WAITALL))
+        while piece := connection.receive(MB):
+            received += len(piece)
+    assert received == size
+
+
 def test_slow_sender_is_not_cut(patient: Server) -> None:
     body = b"x" * 20
     with Connection(patient.address) as connection:

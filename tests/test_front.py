@@ -279,8 +279,9 @@ def test_who_left_the_queue_is_not_executed(bench):
     assert bench.front.counters["clients_gone"] == 40
 
 
-READY = (4).to_bytes(2, "little") + bytes(46)  # kind and padding of a MessageHead, _layout.pxd
-NOP = 2
+READY = (4).to_bytes(2, "little") + bytes(38)  # kind and padding of a MessageHead, _layout.pxd
+REQUEST, NOP = 1, 2
+RETURNED = (5).to_bytes(2, "little")
 
 
 @pytest.fixture
@@ -337,6 +338,36 @@ def test_what_a_dead_worker_had_begun_is_answered_502(stopped):
     bench.front.remove_core(0)
     assert bench.answer(client).startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
     assert bench.application.begun == []
+
+
+def test_a_new_worker_does_not_owe_what_its_predecessor_owed(stopped):
+    bench, worker = stopped
+    bench.ask("/returned")
+    seq = int.from_bytes(worker.recv(200)[8:16], "little")
+    worker.send(RETURNED + bytes(6) + seq.to_bytes(8, "little") + bytes(24))
+    bench.until(lambda: bench.events.lost == [0])
+    bench.front.remove_core(0)
+    ours, theirs = make_channel()
+    bench.front.add_core(0, ours, theirs)
+    with socket.socket(fileno=os.dup(theirs)) as successor:
+        bench.events.ready.remove(0)
+        successor.send(READY)
+        bench.until(lambda: 0 in bench.events.ready)
+        bench.ask("/next")
+        bench.front.tick()
+        assert int.from_bytes(successor.recv(200)[:2], "little") == REQUEST
+        with pytest.raises(BlockingIOError):
+            successor.recv(200, socket.MSG_DONTWAIT)  # no NOP behind it: `done` would be taken for the NOP's
+
+
+def test_who_is_found_at_the_closing_door_is_looked_after(bench):
+    bench = bench().start(0)
+    bench.until(lambda: not bench.front.tick())
+    client = bench.connect(build([("PATH_INFO", "/last")]))
+    ticks = bench.events.ticks
+    assert bench.front.accept_rest(0)
+    assert bench.events.ticks == ticks + 1
+    assert bench.answer(client).endswith(b"core 0")
 
 
 def test_a_packet_in_single_bytes(bench):

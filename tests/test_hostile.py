@@ -74,6 +74,11 @@ def test_subclasses_of_str_are_headers(server: Server) -> None:
     assert (answer.status_line, answer.headers) == ("HTTP/1.1 200 OK", [("X-Word", "a subclass of str")])
 
 
+def test_a_wrong_head_is_not_mixed_with_the_right_one_before_it(server: Server) -> None:
+    answer = uwsgi(server.address, "/mixed_heads")
+    assert (answer.status, answer.header("X-First"), answer.header("X-Second")) == (500, None, None)
+
+
 def test_a_cut_is_seen_although_a_child_holds_the_connection(server: Server) -> None:
     child = int(uwsgi(server.address, "/cut_with_child").body)
     assert is_running(child)

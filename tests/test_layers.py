@@ -44,7 +44,7 @@ MAY_IMPORT = {
         "errors",
         "_front",
     },
-    "startup": {"processes", "master", "privileges", "sockets", "errors", "settings", "_process"},
+    "startup": {"processes", "log", "master", "privileges", "sockets", "errors", "settings", "_process"},
     "processes": {"errors", "log", "settings"},
     "sockets": {"errors", "settings"},
     "privileges": {"errors", "settings", "_process"},

@@ -7,8 +7,8 @@
 #     Board head | finished bitmap | Slot x cores | log ring x cores
 #
 # A core is one thread of one worker process; it serves one request at a time and owns one slot and one ring.
-# Every field has exactly one writer (named below), except the bitmap and the totals, which take atomic
-# operations. The application runs in the worker and can scribble over all of it, so the master treats
+# Every field has exactly one writer (named below), except the bitmap, `ring` and the totals, which take atomic
+# operations, and a slot whose worker is gone, which the master clears. The application runs in the worker and can scribble over all of it, so the master treats
 # what it reads as a claim: indices are bounds-checked, text is escaped, and a request is finished only when
 # the slot's `done` equals the number that the master itself gave out.
 #
@@ -22,7 +22,8 @@
 # done == seq: the core is free.
 #
 # The doorbell. A worker that finishes sets its bit, then rings (an eventfd) only if the master asked for it:
-# `ring` is 1 while the master sleeps and somebody waits for a core, or no core is idle. Otherwise the master
+# `ring` is 1 while the master sleeps and somebody waits for a core, no core is idle, or one is leaving; a client
+# that must be drained or whose answer was cut is always rung for. Otherwise the master
 # finds the bit when the next connection wakes it, and the request has cost one wake-up less. Both sides
 # use sequentially consistent operations here, because it is Dekker's handshake: the worker writes the bit and reads
 # `ring`, the master writes `ring` and reads the bits.
@@ -86,10 +87,8 @@ cdef extern from * nogil:
         uint32_t vars_bytes;
         uint64_t seq;
         int64_t  content_length;       /* bytes; -1 when there is none */
-        uint64_t accepted_ns;          /* CLOCK_MONOTONIC */
         uint32_t body_bytes;           /* of the body, already here */
-        uint8_t  modifier1, modifier2;
-        uint16_t listener;
+        uint8_t  modifier1;
     } MessageHead;
 
     #define MESSAGE_REQUEST  1         /* one descriptor: the client's */
@@ -117,7 +116,7 @@ cdef extern from * nogil:
     #define exchange_u32(p, v)   __atomic_exchange_n((uint32_t *)(p), (v), __ATOMIC_SEQ_CST)
     #define or_u64(p, v)         __atomic_fetch_or((uint64_t *)(p), (v), __ATOMIC_SEQ_CST)
     #define add_u64(p, v)        __atomic_fetch_add((uint64_t *)(p), (v), __ATOMIC_RELAXED)
-    #define lowest_bit(x)        __builtin_ctzll(x)
+    #define leading_zeros(x)     __builtin_clzll(x)
 
     #define board_bitmap(b)  ((uint64_t *)((char *)(b) + (b)->bitmap_offset))
     #define board_slot(b, i) ((Slot *)((char *)(b) + (b)->slots_offset) + (i))
@@ -187,10 +186,8 @@ cdef extern from * nogil:
         uint32_t vars_bytes
         uint64_t seq
         int64_t content_length
-        uint64_t accepted_ns
         uint32_t body_bytes
-        uint8_t modifier1, modifier2
-        uint16_t listener
+        uint8_t modifier1
 
     enum:
         BOARD_MAGIC
@@ -217,7 +214,8 @@ cdef extern from * nogil:
     uint32_t exchange_u32(uint32_t *p, uint32_t value)
     uint64_t or_u64(uint64_t *p, uint64_t bits)
     uint64_t add_u64(uint64_t *p, uint64_t value)
-    int lowest_bit(uint64_t x)
+    int leading_zeros(uint64_t x)
+    uint32_t load_seq_u32 "load_seq"(uint32_t *p)
     uint64_t *board_bitmap(BoardHead *board)
     Slot *board_slot(BoardHead *board, size_t core)
     unsigned char *board_ring(BoardHead *board, size_t core)

@@ -1,7 +1,6 @@
 from collections.abc import Iterable
 
 DEF_LIMIT: int
-HEAD_BYTES: int
 
 class PacketError(ValueError):
     status: int

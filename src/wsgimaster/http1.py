@@ -1,7 +1,7 @@
 """An HTTP/1 request head becomes the packet that nginx would have sent for it.
 
-One request per connection, bodies by Content-Length; everything else gets a clear refusal. Pure but for the two
-names asked from the socket.
+One request per connection, bodies by Content-Length; everything else gets a clear refusal. Pure but for the
+addresses, asked from the socket, and this machine's name.
 
 Runs in: the master.
 """
@@ -17,7 +17,7 @@ from wsgimaster._proto import build
 
 # RFC 9110 5.3: values of one name are joined with a comma; RFC 6265 5.4: cookies with a semicolon.
 JOINERS = {b"cookie": b"; "}
-# A response that says "HTTP_PROXY" to a CGI-like application would redirect its own requests (httpoxy).
+# A request's Proxy header would become HTTP_PROXY, which libraries obey for requests of their own (httpoxy).
 NEVER_PASSED = {b"proxy"}
 
 
@@ -39,8 +39,8 @@ class _Head:
         self.complete = True
 
 
-def read_head(head: bytes, fd: int, limit: int) -> tuple[bytes, int]:
-    """The packet for a complete head, and the body's length in bytes (-1: none announced).
+def read_head(head: bytes, fd: int, limit: int) -> tuple[bytes, int, bool]:
+    """The packet for a complete head, the body's length in bytes (-1: none announced), and whether 100 is expected.
 
     fd: the client's socket. limit: largest variable block in bytes. Raises HeadError with the status to answer.
     """
@@ -64,7 +64,8 @@ def read_head(head: bytes, fd: int, limit: int) -> tuple[bytes, int]:
         raise HeadError(431, f"its head is too large: {error}") from error
     if len(packet) - 4 > limit:
         raise HeadError(431, f"its head makes {len(packet) - 4} bytes of variables, buffer-size allows {limit}")
-    return packet, length
+    expects = version == "1.1" and [value.lower() for value in found.headers.get(b"expect", ())] == [b"100-continue"]
+    return packet, length, expects
 
 
 def _check(headers: dict[bytes, list[bytes]], version: str) -> int:

@@ -6,9 +6,9 @@ Theory of operation
                ^                                                           |
                +------------- WorkerGone (from any phase) <--- LEAVING <---+ Retire
 
-A slot is registered before its worker is spawned: a fork that fails, a start that hangs and a worker that dies at once
-end in the same place. A worker is replaced as soon as it is gone, unless it died young again and again: then its
-slot waits 1, 2, 4 ... 30 seconds, and the other slots don't.
+A slot is registered before its worker is spawned, so a fork that fails and a worker that dies at once end in the same
+place. (A start that hangs isn't noticed yet.) A worker is replaced as soon as it is gone, unless it died young again
+and again: then its slot waits 1, 2, 4 ... 30 seconds, and the other slots don't.
 
 Stopping. Gracefully: the door is closed, what runs and what waits is finished (workers are still replaced
 meanwhile, since somebody has to), then all workers are sent away; after the mercy they are killed. Fast: the
@@ -197,6 +197,7 @@ class Overseer:
     slots: list[Slot] = field(default_factory=list)
     zygote_loaded: bool = False
     zygote_running: bool = False
+    zygote_loaded_at: float | None = None
     zygote_crashes: int = 0
     zygote_not_before: float = 0.0
     ever_ready: bool = False
@@ -214,7 +215,7 @@ class Overseer:
         """The effects, in the order in which they are to be carried out."""
         match event:
             case ZygoteLoaded():
-                self.zygote_loaded, self.zygote_crashes = True, 0
+                self.zygote_loaded, self.zygote_loaded_at = True, now
                 return self._fill(now)
             case ZygoteGone(status):
                 return self._zygote_gone(status, now)
@@ -275,7 +276,9 @@ class Overseer:
         if not self.ever_ready:
             what = "ended without an application" if status == EXIT_NO_APP else f"died ({explain(status)})"
             return [*effects, Say(f"the process that loads the application {what}; exiting"), Exit(_start_code(status))]
-        self.zygote_crashes += 1
+        lived = self.zygote_loaded_at is not None and now - self.zygote_loaded_at >= LONGEST_BACKOFF
+        self.zygote_crashes = 1 if lived else self.zygote_crashes + 1
+        self.zygote_loaded_at = None
         wait = backoff(self.zygote_crashes + 1)
         self.zygote_not_before = now + wait
         return [*effects, Say(f"the zygote died ({explain(status)}); another one starts in {wait:g} s")]

@@ -7,6 +7,7 @@ lines go first, are counted, and the gap is told once somebody reads again.
 Runs in: the master.
 """
 
+import contextlib
 import os
 import select
 import threading
@@ -81,6 +82,13 @@ class LogWriter:
                 time.sleep(0.05)  # in the log's own thread: don't spin on a disk that is full
                 return False
         return True
+
+
+def say_if_possible(text: str) -> None:
+    """A line at the very end, when the writer is gone: on stderr, if that can take it without waiting."""
+    with contextlib.suppress(OSError):
+        if select.select([], [2], [], 0)[1]:
+            os.write(2, text.encode() + b"\n")
 
 
 class LineAssembler:

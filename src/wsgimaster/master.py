@@ -10,6 +10,8 @@ import os
 import signal
 import socket
 import time
+import traceback
+from typing import Any
 
 from wsgimaster import __version__, http1, lifecycle, messages, processes, sockets
 from wsgimaster._front import Front
@@ -75,7 +77,8 @@ class Master:
         self.control: socket.socket | None = None
         self.workers: dict[int, Child] = {}  # by slot
         self.outputs: dict[int, int] = {}  # of workers whose pid isn't known yet, by slot
-        self.ready_cores: dict[int, int] = {}  # by slot
+        self.ready_cores: dict[int, int] = {}  # by slot: how many of its worker's cores have said READY
+        self.closing: set[int] = set()  # listeners whose door is closed and whose backlog isn't empty yet
         self.strangers: dict[int, int] = {}  # pid: status of children that nobody asked for
         self.timer: asyncio.TimerHandle | None = None
         self.ticks = 0
@@ -86,6 +89,7 @@ class Master:
         """From the first zygote to the last log line; returns the exit code."""
         self._banner()
         self._watch_signals()
+        self.loop.set_exception_handler(self._report_defect)
         for listener in self.listeners:
             self.front.add_listener(
                 listener.socket.fileno(), listener.address.name, http=listener.http, local=listener.local
@@ -97,6 +101,12 @@ class Master:
             return await self.exit_code
         finally:
             self._end()
+
+    def _report_defect(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An exception in a callback of ours: through our log, since asyncio's own logging would block."""
+        error = context.get("exception")
+        lines = "".join(traceback.format_exception(error)) if isinstance(error, BaseException) else ""
+        self.log.say(f"*** a defect of wsgimaster, please report it: {context.get('message')}\n{lines.rstrip()}")
 
     def _banner(self) -> None:
         say = self.log.say
@@ -147,12 +157,13 @@ class Master:
 
     def _tick_while_stopping(self) -> None:
         if self.overseer.stopping is lifecycle.Stopping.FINISHING:
+            self._accept_rest()
             self.handle(lifecycle.Tick(self._work_left()))
             self.loop.call_later(STOPPING_TICK, self._tick_while_stopping)
 
     def _work_left(self) -> int:
         front = self.front
-        return front.in_progress + front.waiting + front.reading + front.draining
+        return front.in_progress + front.waiting + front.reading + front.draining + len(self.closing)
 
     # ---- events in, effects out ----
 
@@ -243,8 +254,8 @@ class Master:
                 self._forked(message.slot, message.pid)
             case Kind.FORK_FAILED:
                 self.handle(lifecycle.ForkFailed(message.slot, os.strerror(message.error)))
-            case _:
-                pass  # NOT_LOADED: its exit code says the same
+            case Kind.FORK:
+                pass  # ours to say
 
     def _zygote_gone(self, zygote: Child, control: socket.socket) -> None:
         self.loop.remove_reader(zygote.pidfd)
@@ -278,7 +289,10 @@ class Master:
             self.loop.call_soon(self.handle, lifecycle.ForkFailed(slot, error.strerror or str(error)))
 
     def _forked(self, slot: int, pid: int) -> None:
-        output = self.outputs.pop(slot)
+        output = self.outputs.pop(slot, None)
+        if output is None:  # the slot was given up meanwhile
+            os.kill(pid, signal.SIGKILL)
+            return
         try:
             pidfd = os.pidfd_open(pid)
         except OSError as error:
@@ -338,20 +352,29 @@ class Master:
     def _end_output(self, child: Child) -> None:
         """What it wrote before it ended; a grandchild that still holds the pipe isn't waited for."""
         child.take_output(self.log.write)
+        if rest := child.lines.feed(b""):
+            self.log.write(rest)
         self.loop.remove_reader(child.output)
         os.close(child.output)
 
     # ---- the door ----
 
     def _close_door(self) -> None:
-        for number, listener in enumerate(self.listeners):
+        for listener in self.listeners:
             try:
                 sockets.close_door(listener)
             except OSError as error:  # it is closed below all the same; who connects in between may be cut
                 self.log.say(f"{listener.address.name} can't be closed for new connections first: {error.strerror}")
-            self.front.accept_rest(number)
-            if not listener.inherited:
-                listener.socket.close()
+        self.closing = set(range(len(self.listeners)))
+        self._accept_rest()
+
+    def _accept_rest(self) -> None:
+        """What was queued at the door; again and again if there is no descriptor for all of it."""
+        for number in list(self.closing):
+            if self.front.accept_rest(number):
+                self.closing.remove(number)
+                if not self.listeners[number].inherited:
+                    self.listeners[number].socket.close()
 
     # ---- what the front tells us (Events) ----
 

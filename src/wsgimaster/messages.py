@@ -16,9 +16,8 @@ class Kind(IntEnum):
     FORK = 1  # slot; the descriptors that come along are the channels of its cores and its output pipe
     # zygote to master
     LOADED = 2  # ready to fork; seconds: how long loading took; error: 0 with the application, 1 without
-    NOT_LOADED = 3  # it isn't; the traceback is in the log
-    FORKED = 4  # slot, pid
-    FORK_FAILED = 5  # slot, error: an errno
+    FORKED = 3  # slot, pid
+    FORK_FAILED = 4  # slot, error: an errno
 
 
 class Message(NamedTuple):

@@ -4,6 +4,7 @@ Runs in: the master.
 """
 
 import os
+import pwd
 
 from wsgimaster import _process
 from wsgimaster.errors import StartError
@@ -34,16 +35,27 @@ def future_owner(identity: Identity) -> tuple[int, int]:
     """The uid and gid that we are going to have, -1 where that doesn't change."""
     if os.geteuid() != 0:
         return -1, -1
-    uid, gid = identity.uid, identity.gid
+    uid, gid = identity.uid, group(identity)
     return (-1 if uid is None else uid), (-1 if gid is None else gid)
+
+
+def group(identity: Identity) -> int | None:
+    """`gid`, else the primary group of `uid`: a server that has left root shouldn't keep root's group."""
+    if identity.gid is not None or identity.uid is None:
+        return identity.gid
+    try:
+        return pwd.getpwuid(identity.uid).pw_gid
+    except KeyError:
+        return None
 
 
 def _change(identity: Identity) -> None:
     """Groups first: afterwards there is no right left to change them."""
-    if identity.gid is not None or identity.uid is not None:
+    gid = group(identity)
+    if gid is not None or identity.uid is not None or identity.extra_groups:
         os.setgroups(supplementary_groups(identity))
-    if identity.gid is not None:
-        os.setresgid(identity.gid, identity.gid, identity.gid)
+    if gid is not None:
+        os.setresgid(gid, gid, gid)
     if identity.uid is not None:
         os.setresuid(identity.uid, identity.uid, identity.uid)
 
@@ -52,5 +64,6 @@ def supplementary_groups(identity: Identity) -> list[int]:
     """The user's own groups (unless `no-initgroups`) and those of `add-gid`."""
     groups = set(identity.extra_groups)
     if identity.initgroups and identity.user is not None:
-        groups |= set(os.getgrouplist(identity.user, identity.gid if identity.gid is not None else os.getgid()))
+        gid = group(identity)
+        groups |= set(os.getgrouplist(identity.user, os.getgid() if gid is None else gid))
     return sorted(groups)

@@ -99,9 +99,9 @@ def _open(address: Address, settings: Sockets, owner: tuple[int, int]) -> Listen
                 bound = _open_tcp(address)
             case Family.INHERITED:
                 bound = _inherit(address)
+        _listen(bound)
     except OSError as error:
         raise StartError(_why_not(address, error)) from error
-    _listen(bound)
     return Listener(address, bound)
 
 

@@ -1,7 +1,7 @@
 """From settings to a running master, step by step, and the tidying at the end.
 
 The order matters, because each step needs the rights or the directory of the one before: umask, log and daemon,
-pidfile (relative to where we were started), chdir, sockets (relative to chdir, as in uWSGI), privileges. What comes
+chdir, sockets (relative to chdir, as in uWSGI), pidfile (relative to where we were started), privileges. What comes
 after that, the loop and everything it starts, has no root any more.
 
 Runs in: the master.
@@ -11,13 +11,13 @@ import asyncio
 import contextlib
 import os
 import resource
-import sys
 from pathlib import Path
 
 import uvloop
 
 from wsgimaster import _process, privileges, processes, sockets
 from wsgimaster.errors import StartError
+from wsgimaster.log import say_if_possible
 from wsgimaster.master import Master
 from wsgimaster.settings import Settings
 
@@ -34,7 +34,6 @@ def run(settings: Settings, said: list[str]) -> int:
     if identity.daemonize is not None:
         leave_terminal()
     pidfiles = [path and str(Path(path).absolute()) for path in (identity.pidfile, identity.pidfile_late)]
-    write_pidfile(pidfiles[0])
     listeners: list[sockets.Listener] = []
     try:
         if settings.app.chdir:
@@ -42,6 +41,7 @@ def run(settings: Settings, said: list[str]) -> int:
         descriptors = raise_descriptor_limit(settings.processes.max_fd)
         check_descriptors(processes.descriptors_needed(settings))
         listeners = sockets.open_all(settings.sockets, privileges.future_owner(identity))
+        write_pidfile(pidfiles[0])  # not before: a start that fails must leave the running server's alone
         warning = privileges.drop(identity)
         write_pidfile(pidfiles[1])
         _process.become_subreaper()
@@ -52,7 +52,7 @@ def run(settings: Settings, said: list[str]) -> int:
             return runner.run(serve(settings, listeners, descriptors, said))
     finally:
         for line in sockets.tidy(listeners, unlink=settings.sockets.vacuum):
-            print(line, file=sys.stderr)
+            say_if_possible(line)
         if settings.sockets.vacuum:
             remove_pidfiles(pidfiles)
 
@@ -103,7 +103,7 @@ def remove_pidfiles(paths: list[str | None]) -> None:
         with contextlib.suppress(OSError, ValueError):
             if path is not None and int(Path(path).read_text()) == os.getpid():
                 Path(path).unlink()
-                print("VACUUM: pidfile removed.", file=sys.stderr)
+                say_if_possible("VACUUM: pidfile removed.")
 
 
 def change_directory(path: str) -> None:

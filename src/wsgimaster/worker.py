@@ -104,12 +104,16 @@ def load_in_worker(plan: dict[str, Any], slot: int) -> Any:
     application = load_application(plan) if plan["lazy"] else None
     if application is None and plan["required"]:
         sys.exit(22)
-    if application is None and slot == 1:
-        sys.stderr.write(
-            "*** no application is loaded: every request gets a 500 until one is. "
-            "need-app = true makes this an error at the start.\n"
-        )
+    if application is None and plan["lazy"] and slot == 1:
+        say_that_nothing_is_served()
     return application or no_application
+
+
+def say_that_nothing_is_served() -> None:
+    sys.stderr.write(
+        "*** no application is loaded: every request gets a 500 until one is. "
+        "need-app = true makes this an error at the start.\n"
+    )
 
 
 def no_application(_environ: Any, start_response: Any) -> list[bytes]:

@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> None:
 
 
 class Zygote:
-    """plan: what the master wrote for us, see `master.plan_for_zygote`."""
+    """plan. plan: what the master wrote for us, see `processes.plan_for_zygote`."""
 
     def __init__(self, plan: dict[str, Any], control: socket.socket, board_fd: int, doorbell: int) -> None:
         from wsgimaster import messages
@@ -83,8 +83,9 @@ class Zygote:
         if not self.plan["lazy"]:
             self.application = worker.load_application(self.plan)
             if self.application is None and self.plan["required"]:
-                self.say(kind.NOT_LOADED)
                 sys.exit(22)
+            if self.application is None:
+                worker.say_that_nothing_is_served()
         gc.collect()
         gc.freeze()  # the first full collection of a worker would copy the pages that all share
         missing = self.application is None

@@ -1,5 +1,6 @@
 """An application that does to its server what applications do by mistake, and some do on purpose."""
 
+import contextlib
 import mmap
 import os
 import signal
@@ -119,6 +120,17 @@ def cut_with_child(start_response):
     raise RuntimeError("after a part")
 
 
+def mixed_heads(start_response):
+    """A wrong head after a right one, the exception kept to itself."""
+    start_response("200 OK", [("X-First", "yes")])
+    try:
+        raise KeyError("first")
+    except KeyError:
+        with contextlib.suppress(ValueError):
+            start_response("500 Second", [("X-Second", "line\nbreak")], sys.exc_info())
+    return [b"neither head fits"]
+
+
 def inherited():
     """What a child of the application gets, if somebody starts it without closing descriptors."""
     import subprocess
@@ -130,6 +142,8 @@ def application(environ, start_response):
     path = environ["PATH_INFO"].strip("/")
     if path == "cut_with_child":
         return cut_with_child(start_response)
+    if path == "mixed_heads":
+        return mixed_heads(start_response)
     if path == "boom":
         raise RuntimeError("boom")
     if path == "words":
