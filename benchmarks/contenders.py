@@ -47,8 +47,7 @@ GUNICORN = (
     "--worker-tmp-dir {shm} --no-control-socket --log-level warning hello:application"
 )
 WSGIMASTER = (
-    "{python} -m wsgimaster --socket {socket} --module hello:application --processes {workers} "
-    "--disable-logging"
+    "{python} -m wsgimaster --socket {socket} --module hello:application --processes {workers} --disable-logging"
 )
 
 CONTENDERS = (

@@ -18,6 +18,13 @@ A connection is an entry of a table indexed by its descriptor, and is in exactly
                    -> QUEUED -> RUNNING
                              -> LINGER -> closed  an unread body, an answer of our own, an HTTP client
 
+Ways to part with a client:
+
+    refuse    say so in the log, then answer with a status of our own
+    answer    send those few bytes, then linger
+    linger    half-close, and discard what still comes
+    drop      close now, whatever the state
+
 Why linger: closing a socket with unread bytes destroys the answer on its way to the client (reset). SHUT_WR, then
 reading to the client's end, then close doesn't (RFC 9112 9.6; measured through nginx: 18 of 20 answers to an
 unread 5 MB upload were lost without it, none of 160 with it).
@@ -155,7 +162,7 @@ cdef enum CoreState:
     IDLE = 1
     BUSY = 2
     STARTING = 3   # a worker, not ready yet
-    LEAVING = 4    # busy, and to be sent away afterwards; or already told to leave
+    LEAVING = 4    # gets no more requests: busy with its last one, or told to leave (send_away) and not yet gone
 
 ctypedef struct Connection:
     uint8_t state
@@ -164,7 +171,7 @@ ctypedef struct Connection:
     uint8_t trusted
     uint16_t generation    # tells a stale epoll event from one of the descriptor's next life
     int32_t previous, next # in the list of its state
-    uint64_t accepted_ns
+    uint64_t began_ns      # HEAD: when it was accepted; LINGER: when lingering began
     uint64_t since_ns      # last progress, or entry into the state
     uint32_t have          # bytes in `bytes`
     uint32_t room
@@ -433,6 +440,14 @@ cdef class Front:
             raise OSError(errno, f"epoll_ctl: {strerror(errno).decode()}")
         return 0
 
+    cdef int watch_client(self, int fd) except -1:
+        cdef Connection *c = &self.connections[fd]
+        if not c.watched:
+            c.generation += 1
+            self.watch(fd, CLIENT, (<uint64_t>c.generation << 32) | <uint64_t>fd, EPOLLIN)
+            c.watched = True
+        return 0
+
     # ---- 1 accept ----
 
     def add_listener(self, int fd, str name, *, bint http, bint local):
@@ -514,7 +529,7 @@ cdef class Front:
         c.state, c.watched, c.bytes, c.have, c.room = CLOSED, False, NULL, 0, 0
         c.previous = c.next = -1
         c.content_length = -1
-        c.accepted_ns = c.since_ns = now_ns()
+        c.began_ns = c.since_ns = now_ns()
         self.n_accepted += 1
         return c
 
@@ -555,23 +570,23 @@ cdef class Front:
             self.drop(fd)
             return 0
         if c.have == 0:
-            if self.judge(fd, self.scratch, n):
+            if self.needs_more(fd, self.scratch, n):
                 self.keep(fd, self.scratch, n)
                 self.wait_for_head(fd)
             return 0
         c.have += n
-        if self.judge(fd, c.bytes, c.have):
+        if self.needs_more(fd, c.bytes, c.have):
             self.make_room(fd)
             self.wait_for_head(fd)
         return 0
 
-    cdef bint judge(self, int fd, unsigned char *bytes, size_t have) except -1:
+    cdef bint needs_more(self, int fd, unsigned char *bytes, size_t have) except -1:
         """True: more bytes are needed. Otherwise the connection has been queued, pushed, answered or closed."""
         cdef Facts facts
         cdef Verdict verdict
         cdef Connection *c = &self.connections[fd]
         if self.listeners[c.listener].http:
-            return self.judge_http(fd, bytes, have)
+            return self.http_needs_more(fd, bytes, have)
         verdict = read_head(bytes, have, self.buffer_size, &facts)
         if verdict == NEED_MORE:
             return True
@@ -587,7 +602,7 @@ cdef class Front:
         self.admit(fd, bytes, have)
         return False
 
-    cdef bint judge_http(self, int fd, unsigned char *bytes, size_t have) except -1:
+    cdef bint http_needs_more(self, int fd, unsigned char *bytes, size_t have) except -1:
         """An HTTP head becomes a packet like nginx's, so that workers know one format only."""
         cdef Connection *c = &self.connections[fd]
         cdef void *end = memmem(bytes, have, b"\r\n\r\n", 4)
@@ -615,16 +630,13 @@ cdef class Front:
         cdef Connection *c = &self.connections[fd]
         cdef uint64_t now = now_ns()
         if c.state == HEAD:
-            if now - c.accepted_ns > HEAD_TIMEOUTS * self.timeout_ns:
+            if now - c.began_ns > HEAD_TIMEOUTS * self.timeout_ns:
                 self.refuse(fd, 408, "its head took too long")
                 return 0
             self.unlink(fd)
         c.state, c.since_ns = HEAD, now
         self.link(fd)
-        if not c.watched:
-            c.generation += 1
-            self.watch(fd, CLIENT, (<uint64_t>c.generation << 32) | <uint64_t>fd, EPOLLIN)
-            c.watched = True
+        self.watch_client(fd)
         while self.buffered > MAX_BUFFERED:  # let the quietest go
             self.refuse(self.heads.first, 408, "too many incomplete heads are waiting")
         return 0
@@ -861,12 +873,9 @@ cdef class Front:
         cdef Connection *c = &self.connections[fd]
         shutdown(fd, SHUT_WR)
         c.state, c.since_ns = LINGER, now_ns()
-        c.accepted_ns = c.since_ns  # from here it means: lingering since
+        c.began_ns = c.since_ns
         self.link(fd)
-        if not c.watched:
-            c.generation += 1
-            self.watch(fd, CLIENT, (<uint64_t>c.generation << 32) | <uint64_t>fd, EPOLLIN)
-            c.watched = True
+        self.watch_client(fd)
         return 0
 
     cdef int discard(self, int fd) except -1:
@@ -1191,7 +1200,7 @@ cdef class Front:
         cdef int fd = self.lingerers.first, following
         while fd >= 0:  # those who keep sending
             following = self.connections[fd].next
-            if now - self.connections[fd].accepted_ns > LINGER_NS:
+            if now - self.connections[fd].began_ns > LINGER_NS:
                 self.drop(fd)
             fd = following
         self.ask_for_ring()
