@@ -241,6 +241,13 @@ def test_many_forks_are_asked_in_portions():
     assert story.do(Forked(1, 7)) == [Fork(MAX_ASKED + 1)]
 
 
+def test_nothing_begins_after_the_exit():
+    story = Story(required=True)
+    assert story.do(ZygoteGone(22)) == [Exit(22)]
+    assert story.overseer.wake_at is None
+    assert story.do(Tick(0), after=100) == []
+
+
 def test_an_impossible_move_is_a_defect_that_shows():
     story = Story(1).serving()
     with pytest.raises(ValueError, match="READY can't become STARTING"):

@@ -203,6 +203,7 @@ class Overseer:
     ever_ready: bool = False
     stopping: Stopping = Stopping.NO
     kill_at: float | None = None
+    exiting: bool = False
 
     def __post_init__(self) -> None:
         self.slots = [Slot(number) for number in range(1, self.processes + 1)]
@@ -212,7 +213,14 @@ class Overseer:
         return [StartZygote()]
 
     def handle(self, event: Event, now: float) -> list[Effect]:
-        """The effects, in the order in which they are to be carried out."""
+        """The effects, in the order in which they are to be carried out; none after an Exit."""
+        if self.exiting:
+            return []
+        effects = self._decide(event, now)
+        self.exiting = any(isinstance(effect, Exit) for effect in effects)
+        return effects
+
+    def _decide(self, event: Event, now: float) -> list[Effect]:
         match event:
             case ZygoteLoaded():
                 self.zygote_loaded, self.zygote_loaded_at = True, now
@@ -237,6 +245,8 @@ class Overseer:
     @property
     def wake_at(self) -> float | None:
         """When the next Tick is due without any other event, in seconds; None: never."""
+        if self.exiting:
+            return None
         due = [slot.not_before for slot in self.slots if slot.phase is Phase.EMPTY and self.zygote_loaded]
         if self._asked() >= MAX_ASKED:
             due = []  # the next report of a fork goes on

@@ -121,11 +121,15 @@ class Master:
         say(f"spawned uWSGI master process (pid: {os.getpid()})")
 
     def _end(self) -> None:
-        """Whatever is left ends with us."""
+        """Whatever is left ends with us. Descriptors leave the loop before they are closed, or libuv aborts."""
+        if self.control is not None:
+            self.loop.remove_reader(self.control.fileno())
         for child in [*self.workers.values(), *([self.zygote] if self.zygote else [])]:
+            self.loop.remove_reader(child.pidfd)
             child.kill()
             child.reap()
-            child.take_output(self.log.write)
+            self._end_output(child)
+        self.loop.remove_reader(self.front.epoll_fd)
         self.front.take_logs()
         self.log.say("goodbye to uWSGI.")
         self.log.close(LOG_MERCY)
