@@ -388,7 +388,9 @@ cdef class Exchange:
     cdef uint64_t seq
     cdef uint64_t stuck_since     # when the client stopped taking bytes, or 0
     cdef int64_t untaken          # bytes in the socket's buffer then
-    cdef int variables            # of the request, for its line
+    # of the request, for its line; taken before the application can change the environ
+    cdef int variables
+    cdef str method, uri, address, user, protocol
 
     def start_response(self, status, headers, exc_info=None):
         """PEP 3333. Raises TypeError or ValueError for what must not go on the wire, naming the header."""
@@ -682,17 +684,15 @@ cdef class Core:
         exchange.core, exchange.fd, exchange.seq = self, fd, message.seq
         exchange.http = (message.flags & FLAG_HTTP) != 0
         exchange.length = -1
+        exchange.method = exchange.uri = exchange.address = exchange.user = exchange.protocol = ""
         try:
             body = make_input(fd, self.timeout_ns, message.content_length, self.first_body(message), self.slot)
             environ = self.make_environ(message, body, exchange)
-            method, uri = environ["REQUEST_METHOD"], environ.get("REQUEST_URI", "")
-            address, user = environ.get("REMOTE_ADDR", ""), environ.get("REMOTE_USER", "")
-            protocol = environ["SERVER_PROTOCOL"]
-            self.begin(exchange, method, protocol)
-            outcome = self.call_application(exchange, environ, method, uri)
+            self.begin(exchange, environ)
+            outcome = self.call_application(exchange, environ)
         except BaseException:  # ours, not the application's
             self.tell_exception("?", "?")
-            outcome, method, uri, address, user, protocol = OUTCOME_CUT, "", "", "", "", ""
+            outcome = OUTCOME_CUT
         exchange.finished = True
         if outcome == 0 and (exchange.http or message.content_length > 0 and (
                 body is None or body.left > 0 or unread_bytes(fd))):
@@ -705,30 +705,30 @@ cdef class Core:
         exchange.fd = -1
         if body is not None:
             body.fd = -1
-        self.account(exchange, message, method, uri, address, user, protocol)
+        self.account(exchange, message)
         return outcome
 
-    cdef uint32_t call_application(self, Exchange exchange, dict environ, str method, str uri) except? 0xFFFF:
+    cdef uint32_t call_application(self, Exchange exchange, dict environ) except? 0xFFFF:
         """The application, its result, close(): everything that runs the application's code."""
         cdef uint32_t outcome = 0
         result = None
         try:
             result = self.application(environ, exchange.start_response)
             exchange.send_result(result)
-            self.complain_of_length(exchange, method, uri)
+            self.complain_of_length(exchange)
         except ClientDisconnected:
             self.slot.clients_gone += 1
             outcome = OUTCOME_CUT
         except BaseException:  # SystemExit and KeyboardInterrupt too: a request doesn't end the worker
             self.slot.exceptions += 1
-            self.tell_exception(method, uri)
+            self.tell_exception(exchange.method, exchange.uri)
             outcome = self.send_error(exchange)
         try:
             if result is not None and type(result) is not list and hasattr(result, "close"):
                 result.close()
         except BaseException:  # what was sent stays sent
             self.slot.exceptions += 1
-            self.tell_exception(method, uri)
+            self.tell_exception(exchange.method, exchange.uri)
         return outcome
 
     cdef uint32_t send_error(self, Exchange exchange):
@@ -745,14 +745,15 @@ cdef class Core:
             return OUTCOME_CUT
         return 0
 
-    cdef int complain_of_length(self, Exchange exchange, str method, str uri) except -1:
-        if exchange.bodyless or exchange.length < 0:
+    cdef int complain_of_length(self, Exchange exchange) except -1:
+        if exchange.bodyless or exchange.length < 0 or exchange.body_sent == exchange.length and not exchange.surplus:
             return 0
+        cdef str request = f"{shown(exchange.method)} {shown(exchange.uri)}"
         if exchange.surplus:
-            self.tell(f"{shown(method)} {shown(uri)}: the body is {exchange.surplus} bytes longer than its Content-Length "
+            self.tell(f"{request}: the body is {exchange.surplus} bytes longer than its Content-Length "
                       f"({exchange.length}); the surplus was not sent")
-        elif exchange.body_sent < exchange.length:
-            self.tell(f"{shown(method)} {shown(uri)}: the body ended after {exchange.body_sent} of the {exchange.length} bytes "
+        else:
+            self.tell(f"{request}: the body ended after {exchange.body_sent} of the {exchange.length} bytes "
                       f"that Content-Length promised")
         return 0
 
@@ -806,11 +807,14 @@ cdef class Core:
 
     # ---- the head of the answer ----
 
-    cdef int begin(self, Exchange exchange, str method, str protocol) except -1:
+    cdef int begin(self, Exchange exchange, dict environ) except -1:
         """The protocol is echoed as uWSGI does, if it is one that an answer can have."""
-        memcpy(self.head, b"HTTP/1.0 " if protocol in ("HTTP/1.0", "") else b"HTTP/1.1 ", 9)
+        exchange.method, exchange.uri = environ["REQUEST_METHOD"], environ.get("REQUEST_URI", "")
+        exchange.address, exchange.user = environ.get("REMOTE_ADDR", ""), environ.get("REMOTE_USER", "")
+        exchange.protocol = environ["SERVER_PROTOCOL"]
+        memcpy(self.head, b"HTTP/1.0 " if exchange.protocol in ("HTTP/1.0", "") else b"HTTP/1.1 ", 9)
         exchange.protocol_bytes = 9
-        exchange.head_method = method == "HEAD"
+        exchange.head_method = exchange.method == "HEAD"
         return 0
 
     cdef int write_head(self, Exchange exchange, object status, object headers) except -1:
@@ -855,18 +859,16 @@ cdef class Core:
 
     # ---- account ----
 
-    cdef void account(self, Exchange exchange, MessageHead *message, str method, str uri, str address, str user,
-                      str protocol):
+    cdef void account(self, Exchange exchange, MessageHead *message):
         cdef uint64_t took_us = (now_ns() - self.slot.started_ns) // 1000
         cdef int status = exchange.status if exchange.status else 500
         self.slot.requests += 1
         self.slot.running_us += took_us
         cdef uint64_t total = add_u64(&self.board.requests, 1) + 1
         if (self.log_all or (self.log_4xx and 400 <= status < 500) or (self.log_5xx and 500 <= status < 600)):
-            self.log_line(exchange, message, method, uri, address, user, protocol, took_us, status, total)
+            self.log_line(exchange, message, took_us, status, total)
 
-    cdef void log_line(self, Exchange exchange, MessageHead *message, str method, str uri, str address, str user,
-                       str protocol, uint64_t took_us, int status, uint64_t total):
+    cdef void log_line(self, Exchange exchange, MessageHead *message, uint64_t took_us, int status, uint64_t total):
         """uWSGI's default request line, its values escaped."""
         cdef char line[LOG_LINE_BYTES]
         cdef char *at = line
@@ -876,16 +878,16 @@ cdef class Core:
             write_ctime(second, self.ctime_text)
             self.ctime_second = second
         at = put(at, end, b"[pid: %d|app: 0|req: %llu/%llu] ", self.pid, self.slot.requests, total)
-        at = put_text(at, end, address, 64)
+        at = put_text(at, end, exchange.address, 64)
         at = put(at, end, b" (")
-        at = put_text(at, end, user, 128)
+        at = put_text(at, end, exchange.user, 128)
         at = put(at, end, b") {%d vars in %u bytes} [%s] ", 2 * exchange.variables, message.vars_bytes, self.ctime_text)
-        at = put_text(at, end, method, 64)
+        at = put_text(at, end, exchange.method, 64)
         at = put(at, end, b" ")
-        at = put_text(at, end, uri, LOG_TEXT_BYTES)
+        at = put_text(at, end, exchange.uri, LOG_TEXT_BYTES)
         at = put(at, end, b" => generated %lld bytes in %llu msecs%s(", exchange.body_sent, took_us // 1000,
                  b" via sendfile() " if exchange.via_sendfile else b" ")
-        at = put_text(at, end, protocol, 64)
+        at = put_text(at, end, exchange.protocol, 64)
         at = put(at, end, b" %d) %d headers in %zu bytes (1 switches on core %d)\n", status,
                        exchange.header_count, exchange.head_bytes, self.core_id)
         line[at - line - 1] = c"\n"  # also when the line was cut

@@ -28,7 +28,7 @@ EFFECTS = {"asyncio", "logging", "os", "psutil", "random", "signal", "socket", "
 
 MAY_IMPORT = {
     # the application's side: no event loop, none of our dependencies
-    "zygote": {"worker", "messages", "_process"},
+    "zygote": {"worker", "messages", "errors", "_process"},
     "worker": {"loader", "errors", "_process", "_serve"},
     "loader": {"errors"},
     # the master's side
@@ -52,7 +52,7 @@ MAY_IMPORT = {
     "http1": {"_front", "_proto"},
     "demo": set(),
     "log": set(),
-    "lifecycle": set(),
+    "lifecycle": {"errors"},
     "messages": set(),
     "settings": set(),
     "errors": set(),

@@ -1,5 +1,7 @@
 """Every error that wsgimaster raises on purpose; each says whose fault it is and what to do next."""
 
+EXIT_NO_APP = 22  # `need-app` and no application: uWSGI's UWSGI_FAILED_APP_CODE, which supervisors know
+
 
 class WsgimasterError(Exception):
     """The root: anything else that escapes is a defect of ours, please report it."""

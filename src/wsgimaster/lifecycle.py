@@ -24,12 +24,13 @@ when it wants to be called with a Tick.
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from wsgimaster.errors import EXIT_NO_APP
+
 # Deaths within this many seconds of becoming ready, or before it, count as a crash loop.
 YOUNG = 1.0
 LONGEST_BACKOFF = 30.0
 FAST_MERCY = 1.0
 MAX_ASKED = 32  # forks that the zygote is asked for at a time: its socket holds some hundreds
-EXIT_NO_APP = 22  # uWSGI's UWSGI_FAILED_APP_CODE
 
 
 class Phase(Enum):

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from wsgimaster import _process, _serve, loader
-from wsgimaster.errors import AppLoadError
+from wsgimaster.errors import EXIT_NO_APP, AppLoadError
 
 # The version of uWSGI whose interface is kept; applications compare it.
 UWSGI_VERSION = b"2.0.31"
@@ -100,10 +100,10 @@ def set_limits(plan: dict[str, Any]) -> None:
 
 
 def load_in_worker(plan: dict[str, Any], slot: int) -> Any:
-    """`lazy-apps`, or a zygote without an application. Exits with 22 under `need-app`, as uWSGI does."""
+    """`lazy-apps`, or a zygote without an application. Exits under `need-app`."""
     application = load_application(plan) if plan["lazy"] else None
     if application is None and plan["required"]:
-        sys.exit(22)
+        sys.exit(EXIT_NO_APP)
     if application is None and plan["lazy"] and slot == 1:
         say_that_nothing_is_served()
     return application or no_application

@@ -77,13 +77,14 @@ class Zygote:
     def run(self) -> None:
         """Load, then fork on demand until the master closes the socket."""
         from wsgimaster import worker
+        from wsgimaster.errors import EXIT_NO_APP
 
         kind = self.messages.Kind
         started = time.monotonic()
         if not self.plan["lazy"]:
             self.application = worker.load_application(self.plan)
             if self.application is None and self.plan["required"]:
-                sys.exit(22)
+                sys.exit(EXIT_NO_APP)
             if self.application is None:
                 worker.say_that_nothing_is_served()
         gc.collect()
