@@ -1066,7 +1066,7 @@ cdef class Front:
         k.client = -1
         self.running -= 1
         c.state, c.since_ns = QUEUED, now_ns()
-        self.link_first(fd)
+        self.link(fd, first=True)
         return 0
 
     def not_begun(self, double seconds):
@@ -1129,28 +1129,20 @@ cdef class Front:
     cdef Chain *chain(self, int state):
         return &self.heads if state == HEAD else &self.queue if state == QUEUED else &self.lingerers
 
-    cdef void link(self, int fd):
-        """Append to the list of its state."""
+    cdef void link(self, int fd, bint first=False):
+        """Put it into the list of its state, at the end or at the beginning."""
         cdef Connection *c = &self.connections[fd]
         cdef Chain *chain = self.chain(c.state)
-        c.previous, c.next = chain.last, -1
-        if chain.last >= 0:
-            self.connections[chain.last].next = fd
+        c.previous = -1 if first else chain.last
+        c.next = chain.first if first else -1
+        if c.previous >= 0:
+            self.connections[c.previous].next = fd
         else:
             chain.first = fd
-        chain.last = fd
-        chain.length += 1
-        self.count_bytes(c, 1)
-
-    cdef void link_first(self, int fd):
-        cdef Connection *c = &self.connections[fd]
-        cdef Chain *chain = self.chain(c.state)
-        c.previous, c.next = -1, chain.first
-        if chain.first >= 0:
-            self.connections[chain.first].previous = fd
+        if c.next >= 0:
+            self.connections[c.next].previous = fd
         else:
             chain.last = fd
-        chain.first = fd
         chain.length += 1
         self.count_bytes(c, 1)
 
