@@ -1278,13 +1278,6 @@ cdef class Front:
         while self.heads.length:
             self.drop(self.heads.first)
 
-    def board_counters(self, int core):
-        """A slot's figures, as the worker claims them."""
-        cdef Slot *s = &self.slots[core]
-        return {"requests": s.requests, "exceptions": s.exceptions, "running_us": s.running_us, "tid": s.tid,
-                "sent_bytes": s.sent_bytes, "read_errors": s.read_errors, "write_errors": s.write_errors,
-                "clients_gone": s.clients_gone, "log_dropped": s.log_dropped, "taken": s.taken, "done": s.done}
-
 
 cdef void clear(Chain *chain):
     chain.first = chain.last = -1
