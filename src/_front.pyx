@@ -41,11 +41,14 @@ Runs in: the master, on the loop's thread.
 """
 
 cimport cython
+from collections import namedtuple
+import os
+
 from cpython.bytes cimport PyBytes_FromStringAndSize, PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from libc.errno cimport EAGAIN, EINTR, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, ETOOMANYREFS, errno
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset, strerror
+from libc.string cimport memcmp, memcpy, memset, strerror
 
 from wsgimaster._layout cimport *
 from wsgimaster._proto cimport (COMPLETE, NEED_MORE, PLAIN_HTTP, TLS_HELLO, Facts, Verdict, packet_error, read_block,
@@ -57,6 +60,7 @@ cdef extern from * nogil:
     #include <netinet/in.h>
     #include <poll.h>
     #include <string.h>
+    #include <sys/syscall.h>
     #include <sys/epoll.h>
     #include <sys/socket.h>
     #include <sys/un.h>
@@ -77,6 +81,8 @@ cdef extern from * nogil:
         if (poll(&p, 1, 0) <= 0) return 0;
         return p.revents & (POLLHUP | POLLERR | (tcp_uwsgi ? POLLRDHUP : 0));
     }
+
+    static int signal_thread(int pid, int tid, int number) { return (int)syscall(SYS_tgkill, pid, tid, number); }
 
     typedef union { struct sockaddr any; struct sockaddr_in v4; struct sockaddr_in6 v6; struct sockaddr_un un; }
         SocketName;
@@ -117,6 +123,7 @@ cdef extern from * nogil:
     int close(int fd)
     int client_left(int fd, int tcp_uwsgi)
     void empty_eventfd(int fd)
+    int signal_thread(int pid, int tid, int number)
     int address_bytes(const SocketName *name, unsigned char *out)
     int in_network(const unsigned char *address, const unsigned char *network, int bits)
     void *memmem(const void *haystack, size_t size, const void *needle, size_t needle_size)
@@ -171,6 +178,7 @@ ctypedef struct Connection:
     uint8_t trusted
     uint16_t generation    # tells a stale epoll event from one of the descriptor's next life
     int32_t previous, next # in the list of its state
+    uint64_t id            # of the request, for the client and the log
     uint64_t began_ns      # HEAD: when it was accepted; LINGER: when lingering began
     uint64_t since_ns      # last progress, or entry into the state
     uint32_t have          # bytes in `bytes`
@@ -190,8 +198,10 @@ ctypedef struct Core:
     int32_t client         # RUNNING connection, or -1
     uint64_t seq           # of the last message that asks for `done`
     uint64_t pushed_ns
+    uint64_t waited_ns     # in the queue before that
     unsigned char *kept    # a copy of the request that was pushed last, for another core if this one never begins it
     uint32_t kept_bytes, kept_room
+    uint64_t drops_told    # of slot.log_dropped
     uint8_t unasked        # BUSY without a request: the next tick asks it for a report
 
 ctypedef struct Process:
@@ -252,8 +262,13 @@ def format_board(memory, uint32_t cores, uint32_t threads, int doorbell):
 ANSWERS = {
     400: b"Bad Request", 403: b"Forbidden", 408: b"Request Timeout", 411: b"Length Required",
     431: b"Request Header Fields Too Large", 501: b"Not Implemented", 502: b"Bad Gateway",
-    503: b"Service Unavailable", 505: b"HTTP Version Not Supported",
+    503: b"Service Unavailable", 504: b"Gateway Timeout", 505: b"HTTP Version Not Supported",
 }
+
+# What the master knows of a request that a core has. id: 16 hexadecimal digits; seq: its number on this core; pid is the
+# worker's business. started, waited: seconds, the first on the monotonic clock. begun: the application has seen it;
+# sent: bytes of an answer went out. The texts are escaped.
+Request = namedtuple("Request", "core id seq method uri address started waited begun sent")
 
 
 class HeadError(Exception):
@@ -269,7 +284,8 @@ cdef class Front:
     """The connections, the queue and the cores of one master.
 
     board: the scoreboard's buffer (scoreboard.Scoreboard.memory). buffer_size: largest variable block, bytes.
-    timeout: seconds without progress that a client may take for its head. waiting_limit: requests in the queue.
+    timeout: seconds without progress that a client may take for its head. waiting_limit: requests in the queue;
+    queue_timeout: seconds that they may wait there, 0 for ever.
     read_http_head(head, fd, limit): see http1.read_head. events: the master's object, see `Events` in _front.pyi.
     """
 
@@ -309,10 +325,14 @@ cdef class Front:
     cdef int idle_cores, leaving_cores, running
     cdef bint paused, ticking
     cdef bint finished_some       # since the last tick: their lines are in the rings, and only a tick takes them
+    cdef bint overloaded          # more requests came than may wait, and it hasn't eased off since
+    cdef uint64_t overloaded_ns, turned_away
+    cdef uint64_t queue_timeout_ns
+    cdef uint64_t last_id
     cdef uint64_t n_accepted, n_pushed, n_queued, n_refused, n_taken_back, n_clients_gone, n_answered
 
     def __cinit__(self, memory, int cores, int threads, int doorbell, *, int buffer_size, double timeout, int waiting_limit,
-                  bint even, allow_from, forwarded_allow, events, read_http_head):
+                  double queue_timeout, bint even, allow_from, forwarded_allow, events, read_http_head):
         cdef unsigned char[::1] view = memory
         self.memory = memory
         self.board = <BoardHead *>&view[0]
@@ -324,6 +344,9 @@ cdef class Front:
         self.buffer_size = buffer_size
         self.timeout_ns = <uint64_t>(timeout * 1e9)
         self.waiting_limit = waiting_limit
+        self.queue_timeout_ns = <uint64_t>(queue_timeout * 1e9)
+        # Another half for each start, so that an id found in old logs isn't taken for a new one.
+        self.last_id = <uint64_t>int.from_bytes(os.urandom(4), "big") << 32
         self.even = even
         self.events, self.read_http_head = events, read_http_head
         self.names = []
@@ -393,6 +416,9 @@ cdef class Front:
 
     cdef int before_sleeping(self) except -1:
         """The end of everything that the loop calls: whoever is to wake us must know, and a tick must be under way."""
+        if self.overloaded and 2 * self.queue.length <= self.waiting_limit:
+            self.overloaded = False
+            self.events.queue_has_room(self.turned_away, (now_ns() - self.overloaded_ns) / 1e9)
         self.ask_for_ring()
         if not self.ticking and (self.finished_some or self.anything_open()):
             self.ticking = True
@@ -530,6 +556,8 @@ cdef class Front:
         c.previous = c.next = -1
         c.content_length = -1
         c.began_ns = c.since_ns = now_ns()
+        self.last_id += 1
+        c.id = self.last_id
         self.n_accepted += 1
         return c
 
@@ -693,8 +721,7 @@ cdef class Front:
             self.drop_who_left()
         if self.queue.length >= self.waiting_limit or self.queued_bytes + have > MAX_QUEUED:
             self.forget_bytes(c)
-            self.refuse(fd, 503, f"{self.queue.length} requests are waiting already (listen = {self.waiting_limit})")
-            return 0
+            return self.turn_away(fd)
         if c.bytes == NULL or bytes < c.bytes or bytes >= c.bytes + c.room:
             self.forget_bytes(c)
             c.bytes = <unsigned char *>PyMem_RawMalloc(have)
@@ -707,6 +734,21 @@ cdef class Front:
         self.link(fd)
         self.n_queued += 1
         return 0
+
+    cdef int turn_away(self, int fd) except -1:
+        """503 to one more than may wait. The log hears of the first and, when it has eased off, how many there were."""
+        if not self.overloaded:
+            self.overloaded, self.overloaded_ns, self.turned_away = True, now_ns(), 0
+            self.events.queue_full(self.connections[fd].listener, self.queue.length, self.oldest_wait())
+        self.turned_away += 1
+        self.n_refused += 1
+        return self.answer_status(fd, 503)
+
+    cdef double oldest_wait(self):
+        """Seconds."""
+        if not self.queue.length:
+            return 0.0
+        return (now_ns() - self.connections[self.queue.first].since_ns) / 1e9
 
     cdef int drop_who_left(self) except -1:
         """Waiting clients that have gone give up their places."""
@@ -771,7 +813,7 @@ cdef class Front:
         cdef size_t body = have - 4 - block
         if c.content_length < <int64_t>body:  # what comes after the body is nobody's request
             body = <size_t>c.content_length if c.content_length > 0 else 0
-        head.kind, head.seq = MESSAGE_REQUEST, k.seq + 1
+        head.kind, head.seq, head.id = MESSAGE_REQUEST, k.seq + 1, c.id
         head.flags = (FLAG_TRUSTED if c.trusted else 0) | (FLAG_HTTP if self.listeners[c.listener].http else 0)
         head.vars_bytes, head.body_bytes, head.content_length = <uint32_t>block, <uint32_t>body, c.content_length
         head.modifier1 = bytes[0]
@@ -781,6 +823,7 @@ cdef class Front:
             return self.push_failed(core, errno)
         k.seq += 1
         k.client, k.pushed_ns = fd, now_ns()
+        k.waited_ns = k.pushed_ns - c.since_ns if c.state == QUEUED else 0
         self.keep_copy(k, bytes, have)
         self.set_core(core, BUSY)
         if c.state == QUEUED:
@@ -813,12 +856,7 @@ cdef class Front:
 
     cdef void ask_for_report(self, int core):
         """A NOP: when its `done` comes back, the core is alive and idle."""
-        cdef MessageHead head
-        cdef iovec piece
-        memset(&head, 0, sizeof(MessageHead))
-        head.kind, head.seq = MESSAGE_NOP, self.cores[core].seq + 1
-        piece.iov_base, piece.iov_len = &head, sizeof(MessageHead)
-        self.cores[core].unasked = send_message(self.cores[core].channel, &piece, 1, -1) < 0
+        self.cores[core].unasked = send_short(self.cores[core].channel, MESSAGE_NOP, self.cores[core].seq + 1) < 0
         if not self.cores[core].unasked:
             self.cores[core].seq += 1
 
@@ -863,7 +901,7 @@ cdef class Front:
         if slot.log_head - slot.log_tail > RING_BYTES // 2:
             self.take_ring(core)
         if k.state == LEAVING:
-            self.send_away(core)
+            send_short(k.channel, MESSAGE_RETIRE, 0)
         else:
             self.set_core(core, IDLE)
         return 0
@@ -919,14 +957,15 @@ cdef class Front:
 
     cdef int refuse(self, int fd, int status, str why, str kind=None) except -1:
         """Answer `status`; the log says why, once in a while for each kind."""
+        cdef Connection *c = &self.connections[fd]
         self.n_refused += 1
-        self.events.request_refused(self.names[self.connections[fd].listener], kind or str(status), status, why)
-        reason = ANSWERS[status]
-        body = b"%d %s\n" % (status, reason)
-        retry = b"Retry-After: 1\r\n" if status == 503 else b""
-        self.answer(fd, b"HTTP/1.1 %d %s\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n%sConnection: close\r\n\r\n%s"
-                    % (status, reason, len(body), retry, body))
-        return 0
+        self.events.request_refused(self.names[c.listener], kind or str(status), status, f"{why} (request {c.id:016x})")
+        return self.answer_status(fd, status)
+
+    cdef int answer_status(self, int fd, int status) except -1:
+        cdef char text[ANSWER_BYTES]
+        cdef size_t size = write_answer(text, status, ANSWERS[status], self.connections[fd].id)
+        return self.answer(fd, PyBytes_FromStringAndSize(text, size))
 
     cdef int answer(self, int fd, bytes text) except -1:
         """A few hundred bytes always fit a fresh socket's buffer; a client that can't even take those is dropped."""
@@ -953,6 +992,7 @@ cdef class Front:
         cdef Slot *slot = &self.slots[core]
         memset(slot, 0, sizeof(Slot))
         k.channel, k.far, k.client, k.seq, k.unasked = channel, far, -1, 0, False
+        k.drops_told = 0
         self.set_core(core, STARTING)
         self.watch(channel, CHANNEL, core, EPOLLIN)
 
@@ -969,17 +1009,24 @@ cdef class Front:
         if k.client >= 0 and load_acquire(&slot.taken) < k.seq:
             self.requeue(core)  # the message went with the worker, but the application never saw it
         fd = k.client
+        request = self.describe(core) if fd >= 0 else None
         self.set_core(core, ABSENT)
         close(k.channel)  # leaves the epoll with it: nobody else holds our end
         close(k.far)
         k.channel = k.far = k.client = -1
         if fd >= 0:
             self.running -= 1
-            if load_acquire(&slot.sent) >= k.seq:
+            status = 504 if slot.condemned == k.seq else 502
+            if load_acquire(&slot.answered) == k.seq:  # by a signal handler of the worker
+                self.linger(fd)
+            elif load_acquire(&slot.sent) >= k.seq:
+                status = 0
                 cut(fd)
                 self.drop(fd)
             else:
-                self.refuse(fd, 502, "its worker died")
+                self.n_refused += 1
+                self.answer_status(fd, status)
+            self.events.request_lost(request, status)
         self.pump()
         self.before_sleeping()
 
@@ -988,22 +1035,13 @@ cdef class Front:
         cdef Core *k = &self.cores[core]
         if k.state in (IDLE, STARTING):
             self.set_core(core, LEAVING)
-            self.send_away(core)
+            send_short(k.channel, MESSAGE_RETIRE, 0)
         elif k.state == BUSY:
             self.set_core(core, LEAVING)
         self.before_sleeping()
 
-    cdef int send_away(self, int core) except -1:
-        cdef MessageHead head
-        cdef iovec piece
-        memset(&head, 0, sizeof(MessageHead))
-        head.kind = MESSAGE_RETIRE
-        piece.iov_base, piece.iov_len = &head, sizeof(MessageHead)
-        send_message(self.cores[core].channel, &piece, 1, -1)
-        return 0
-
     cdef int read_channel(self, int core) except -1:
-        """READY, or a request that arrived without its descriptor."""
+        """ALIVE, READY, or a request that arrived without its descriptor."""
         cdef MessageHead *head = <MessageHead *>self.scratch
         cdef int fd
         cdef ssize_t n = receive_message(self.cores[core].channel, self.scratch, MESSAGE_MAX_BYTES, MSG_DONTWAIT, &fd)
@@ -1015,6 +1053,8 @@ cdef class Front:
             self.events.channel_lost(core)
         elif n < <ssize_t>sizeof(MessageHead):
             return 0
+        elif head.kind == MESSAGE_ALIVE:
+            self.events.worker_alive(core)
         elif head.kind == MESSAGE_READY and self.cores[core].state == STARTING:
             self.set_core(core, IDLE)
             self.events.core_ready(core)
@@ -1065,9 +1105,118 @@ cdef class Front:
         c.have = c.room = k.kept_bytes
         k.client = -1
         self.running -= 1
-        c.state, c.since_ns = QUEUED, now_ns()
+        c.state, c.since_ns = QUEUED, k.pushed_ns - k.waited_ns  # it has been waiting since then
         self.link(fd, first=True)
         return 0
+
+    # ---- requests that take too long: what harakiri.py asks ----
+
+    def overdue(self, double limit):
+        """(cores whose request has passed its deadline and isn't condemned, when the next one does).
+
+        limit: seconds since a core took the request, 0 for none; one that no core took counts from the push (a worker
+        that is stopped). The application's own deadline counts if it is earlier. The time is monotonic seconds,
+        0.0 when no deadline is near.
+        """
+        cdef uint64_t now = now_ns(), limit_ns = <uint64_t>(limit * 1e9), due, earliest = 0
+        cdef int core
+        cdef list late = []
+        for core in range(self.core_count):
+            if self.cores[core].client >= 0 and self.slots[core].condemned != self.cores[core].seq:
+                due = self.deadline(core, limit_ns)
+                if due and due <= now:
+                    late.append(core)
+                elif due and (earliest == 0 or due < earliest):
+                    earliest = due
+        return late, earliest / 1e9
+
+    cdef uint64_t started(self, int core):
+        """When the core took its request. What the slot says is a claim: not before the push, nor in the future."""
+        if load_acquire(&self.slots[core].taken) < self.cores[core].seq:
+            return self.cores[core].pushed_ns
+        return min(max(self.cores[core].pushed_ns, self.slots[core].started_ns), now_ns())
+
+    cdef uint64_t deadline(self, int core, uint64_t limit_ns):
+        """CLOCK_MONOTONIC, or 0."""
+        cdef uint64_t own = self.slots[core].deadline_ns
+        cdef uint64_t due = self.started(core) + limit_ns if limit_ns else 0
+        if load_acquire(&self.slots[core].taken) < self.cores[core].seq or own < self.cores[core].pushed_ns:
+            own = 0  # of an earlier request
+        return min(due, own) if due and own else due or own
+
+    def describe(self, int core):
+        """The core's Request, or None."""
+        cdef Core *k = &self.cores[core]
+        if k.client < 0:
+            return None
+        return Request(core, f"{self.connections[k.client].id:016x}", k.seq, variable(k, b"REQUEST_METHOD"),
+                       variable(k, b"REQUEST_URI"), variable(k, b"REMOTE_ADDR"), self.started(core) / 1e9,
+                       k.waited_ns / 1e9, load_acquire(&self.slots[core].taken) == k.seq,
+                       load_acquire(&self.slots[core].sent) == k.seq)
+
+    def soften(self, int core):
+        """Allow the worker to raise an exception in the core's request."""
+        self.slots[core].softened = self.cores[core].seq
+
+    def condemn(self, int core):
+        """The core's request is to be ended. From here on the worker's signal handler may answer it."""
+        store_release(&self.slots[core].condemned, self.cores[core].seq)
+
+    def poke(self, int core, int pid, bint every_thread):
+        """Have the worker's handlers answer the condemned request and write the traceback of its thread, or of
+        every thread. False: there is no such thread. `dumps` counts what they have written."""
+        return signal_thread(pid, self.slots[core].tid, SIGNAL_DUMP if every_thread else SIGNAL_STUCK) == 0
+
+    def dumps(self, int core):
+        return self.slots[core].dumps
+
+    def thread_of(self, int core):
+        """The kernel's number of the core's thread, as the worker claims."""
+        return self.slots[core].tid
+
+    def is_stuck(self, int core):
+        """Whether the core is still in the request that was condemned."""
+        cdef Core *k = &self.cores[core]
+        return k.state != ABSENT and self.slots[core].condemned == k.seq and load_acquire(&self.slots[core].done) != k.seq
+
+    def release(self, int core):
+        """If the worker's handler has answered the client, see to the rest of the connection. True if so."""
+        cdef Core *k = &self.cores[core]
+        if k.client < 0 or load_acquire(&self.slots[core].answered) != k.seq:
+            return False
+        self.running -= 1
+        self.linger(k.client)
+        k.client = -1
+        self.before_sleeping()
+        return True
+
+    def answer_for(self, int core, int status):
+        """Answer the core's request ourselves, from our own descriptor, if nothing was sent. Only when its worker can't
+        run any more (killed, even if not yet gone). True if so."""
+        cdef Core *k = &self.cores[core]
+        cdef int fd = k.client
+        if fd < 0 or load_acquire(&self.slots[core].taken) < k.seq or load_acquire(&self.slots[core].sent) >= k.seq:
+            return False
+        k.client = -1
+        self.running -= 1
+        self.n_refused += 1
+        self.answer_status(fd, status)
+        self.before_sleeping()
+        return True
+
+    def running_in(self, int process):
+        """How many requests the process has that aren't condemned."""
+        cdef int core
+        return sum([self.cores[core].client >= 0 and self.slots[core].condemned != self.cores[core].seq
+                    for core in range(process * self.threads, (process + 1) * self.threads)])
+
+    def served_by(self, int process):
+        """How many requests the process has served, by its own account."""
+        cdef int core
+        cdef uint64_t total = 0
+        for core in range(process * self.threads, (process + 1) * self.threads):
+            total += self.slots[core].requests
+        return total
 
     def not_begun(self, double seconds):
         """The cores that got a request at least this long ago and haven't begun it: stopped, or starved."""
@@ -1187,6 +1336,9 @@ cdef class Front:
             self.set_listeners(EPOLLIN)
         while self.heads.length and now - self.connections[self.heads.first].since_ns > self.timeout_ns:
             self.time_out_head(self.heads.first)
+        while (self.queue_timeout_ns and self.queue.length
+               and now - self.connections[self.queue.first].since_ns > self.queue_timeout_ns):
+            self.refuse(self.queue.first, 503, f"it has waited {self.oldest_wait():.1f} s for a worker (queue-timeout)")
         while self.lingerers.length and now - self.connections[self.lingerers.first].since_ns > self.timeout_ns:
             self.drop(self.lingerers.first)
         cdef int fd = self.lingerers.first, following
@@ -1235,6 +1387,9 @@ cdef class Front:
             lines += PyBytes_FromStringAndSize(<const char *>ring, size - first)
         store_release(&slot.log_tail, head)
         self.events.request_lines(lines)
+        if slot.log_dropped != self.cores[core].drops_told:
+            self.events.lines_dropped(core, slot.log_dropped - self.cores[core].drops_told)
+            self.cores[core].drops_told = slot.log_dropped
         return 0
 
     # ---- what the master asks ----
@@ -1277,6 +1432,21 @@ cdef class Front:
             self.refuse(self.queue.first, 503, "the server is stopping")
         while self.heads.length:
             self.drop(self.heads.first)
+
+
+cdef str variable(Core *k, bytes name):
+    """A variable of the kept copy of the core's request, escaped for the log; "" when it hasn't got one."""
+    cdef const unsigned char *at = k.kept + 4
+    cdef const unsigned char *end = at + (k.kept[1] | (<size_t>k.kept[2] << 8))
+    cdef size_t key_size, value_size
+    while at < end:  # its lengths were checked before it was admitted
+        key_size = at[0] | (<size_t>at[1] << 8)
+        value_size = at[2 + key_size] | (<size_t>at[3 + key_size] << 8)
+        if key_size == <size_t>len(name) and memcmp(at + 2, <const char *>name, key_size) == 0:
+            value = PyBytes_FromStringAndSize(<const char *>at + 4 + key_size, min(value_size, 2048))
+            return value.decode("latin-1").encode("unicode_escape").decode("ascii")
+        at += 4 + key_size + value_size
+    return ""
 
 
 cdef void clear(Chain *chain):

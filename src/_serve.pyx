@@ -31,7 +31,9 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy, memset
 
 from wsgimaster._layout cimport *
+from wsgimaster._rescue cimport *
 
+import faulthandler
 import io
 import os
 import sys
@@ -39,6 +41,8 @@ import tempfile
 from http import HTTPStatus
 from stat import S_ISREG
 from urllib.parse import unquote_to_bytes
+
+from wsgimaster.errors import RequestTimeout
 
 cdef extern from * nogil:
     """
@@ -386,6 +390,7 @@ cdef class Exchange:
     cdef size_t protocol_bytes    # "HTTP/1.1", in Core.head
     cdef bint via_sendfile
     cdef uint64_t seq
+    cdef uint64_t id
     cdef uint64_t stuck_since     # when the client stopped taking bytes, or 0
     cdef int64_t untaken          # bytes in the socket's buffer then
     # of the request, for its line; taken before the application can change the environ
@@ -616,6 +621,7 @@ cdef class Core:
         cdef ssize_t n
         cdef int fd
         self.slot.tid = thread_id()
+        rescue_thread(self.slot)
         self.say(MESSAGE_READY, 0)
         while True:
             with nogil:
@@ -631,11 +637,20 @@ cdef class Core:
                 self.say(MESSAGE_RETURNED, message.seq)
                 continue
             self.slot.started_ns = now_ns()
-            store_release(&self.slot.taken, message.seq)
+            if self.slot.deadline_ns:
+                self.slot.deadline_ns = 0
             self.slot.outcome = 0
             if message.kind == MESSAGE_REQUEST:
+                rescue_take(fd, message.seq, message.id)
+                store_release(&self.slot.taken, message.seq)
                 self.slot.outcome = self.handle(message, fd)
+            else:
+                store_release(&self.slot.taken, message.seq)
             self.finished(message.seq)
+
+    def asked_to_stop(self):
+        """Whether the request that this thread runs now is the one that the master wants an exception in."""
+        return rescue_running(self.slot.softened)
 
     cdef void run_signal_handlers(self):
         """Between requests: an exception out of a handler that came late has nobody left to go to."""
@@ -659,12 +674,7 @@ cdef class Core:
 
     cdef void say(self, int kind, uint64_t seq):
         """To the master."""
-        cdef MessageHead head
-        cdef iovec piece
-        memset(&head, 0, sizeof(MessageHead))
-        head.kind, head.seq = kind, seq
-        piece.iov_base, piece.iov_len = &head, sizeof(MessageHead)
-        send_message(self.channel, &piece, 1, -1)
+        send_short(self.channel, kind, seq)
 
     cdef void finished(self, uint64_t seq):
         """Free again: tell the master, and wake it only if it asked for that or has something to do."""
@@ -681,7 +691,7 @@ cdef class Core:
         cdef Exchange exchange = Exchange.__new__(Exchange)
         cdef Input body = None
         cdef uint32_t outcome
-        exchange.core, exchange.fd, exchange.seq = self, fd, message.seq
+        exchange.core, exchange.fd, exchange.seq, exchange.id = self, fd, message.seq, message.id
         exchange.http = (message.flags & FLAG_HTTP) != 0
         exchange.length = -1
         exchange.method = exchange.uri = exchange.address = exchange.user = exchange.protocol = ""
@@ -697,6 +707,9 @@ cdef class Core:
         if outcome == 0 and (exchange.http or message.content_length > 0 and (
                 body is None or body.left > 0 or unread_bytes(fd))):
             outcome = OUTCOME_LINGER
+        if self.slot.answered == message.seq:  # by the handler; then it ended after all
+            exchange.status = 504
+        rescue_release()  # before the descriptor's number can be another's
         if outcome == OUTCOME_CUT:
             cut(fd)
         else:
@@ -716,6 +729,7 @@ cdef class Core:
             result = self.application(environ, exchange.start_response)
             exchange.send_result(result)
             self.complain_of_length(exchange)
+            rescue_complete()
         except ClientDisconnected:
             self.slot.clients_gone += 1
             outcome = OUTCOME_CUT
@@ -732,11 +746,20 @@ cdef class Core:
         return outcome
 
     cdef uint32_t send_error(self, Exchange exchange):
-        """500 if nothing went out yet, else the connection must be seen to be cut."""
+        """500, or 504 for a request that was told to stop, if nothing went out yet; else it must be seen to be cut."""
+        cdef char text[ANSWER_BYTES]
+        cdef iovec piece
         if exchange.head_sent:
             return OUTCOME_CUT
         try:
             exchange.length, exchange.responded = -1, False
+            if isinstance(sys.exc_info()[1], RequestTimeout):
+                piece.iov_base = text
+                piece.iov_len = exchange.head_bytes = write_answer(text, 504, b"Gateway Timeout", exchange.id)
+                exchange.status = 504
+                exchange.mark_sent()
+                exchange.send_all(&piece, 1, 0)
+                return 0
             self.write_head(exchange, "500 Internal Server Error",
                             [("Content-Type", "text/plain"), ("Content-Length", "22")])
             exchange.responded = True
@@ -904,6 +927,27 @@ cdef class Core:
         memcpy(self.ring + start, line, first)
         memcpy(self.ring, line + first, size - first)
         store_release(&self.slot.log_head, head + size)
+
+
+# ---- the process ----
+
+def expect_the_worst(int tracebacks):
+    """Install the handlers that answer for stuck and crashing requests: _rescue.pxd. Once, after the application
+    is loaded, whose own handlers stay beneath.
+
+    tracebacks: the pipe that they go to, made non-blocking. Raises OSError.
+    """
+    os.set_blocking(tracebacks, False)
+    faulthandler.register(SIGNAL_STUCK, file=tracebacks, all_threads=False, chain=False)
+    faulthandler.register(SIGNAL_DUMP, file=tracebacks, all_threads=True, chain=False)
+    faulthandler.enable(file=tracebacks, all_threads=False)
+    if rescue_install() < 0:
+        raise OSError(errno, "sigaction")
+
+
+def say_alive(int channel):
+    """To the master, before anything that may take long: the fork is over."""
+    send_short(channel, MESSAGE_ALIVE, 0)
 
 
 # ---- pure helpers ----

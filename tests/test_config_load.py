@@ -91,6 +91,26 @@ WORKING: dict[str, tuple[str, str, Any]] = {
     "max-fd": ("max-fd = 65536", "processes.max_fd", 65536),
     "dispatch": ("dispatch = push", "processes.dispatch", Dispatch.PUSH),
     "dispatch-order": ("dispatch-order = even", "processes.dispatch_order", Order.EVEN),
+    "spawn-timeout": ("spawn-timeout = 5", "processes.spawn_timeout", 5.0),
+    "harakiri": ("harakiri = 30", "harakiri.limit", 30.0),
+    "harakiri = 0 is off": ("harakiri = 0", "harakiri.limit", 0.0),
+    "harakiri-verbose": ("harakiri-verbose = true", "harakiri.verbose", True),
+    "harakiri-graceful-timeout": ("harakiri-graceful-timeout = 3", "harakiri.graceful_timeout", 3.0),
+    "harakiri-graceful-signal": ("harakiri-graceful-signal = 10", "harakiri.graceful_signal", 10),
+    "harakiri-queue-threshold": ("harakiri-queue-threshold = 7", "harakiri.queue_threshold", 7),
+    "max-requests": ("max-requests = 5000", "recycling.max_requests", 5000),
+    "max-requests-delta": ("max-requests-delta = 50", "recycling.max_requests_delta", 50),
+    "min-worker-lifetime": ("min-worker-lifetime = 1", "recycling.min_lifetime", 1.0),
+    "max-worker-lifetime": ("max-worker-lifetime = 3600", "recycling.max_lifetime", 3600.0),
+    "max-worker-lifetime-delta": ("max-worker-lifetime-delta = 60", "recycling.max_lifetime_delta", 60.0),
+    "reload-on-rss is MiB": ("reload-on-rss = 512", "recycling.rss", 512 << 20),
+    "reload-on-rss = 0 is off": ("reload-on-rss = 0", "recycling.rss", None),
+    "reload-on-as": ("reload-on-as = 1024", "recycling.address_space", 1 << 30),
+    "evil-reload-on-rss": ("evil-reload-on-rss = 512", "recycling.evil_rss", 512 << 20),
+    "evil-reload-on-as": ("evil-reload-on-as = 1024", "recycling.evil_address_space", 1 << 30),
+    "mem-collector-freq": ("mem-collector-freq = 5", "recycling.memory_interval", 5.0),
+    "recycle-budget": ("recycle-budget = 2", "recycling.budget", 2),
+    "queue-timeout": ("queue-timeout = 10", "sockets.queue_timeout", 10.0),
     "listen": ("listen = 1024", "sockets.waiting_limit", 1024),
     "listen = 0": ("listen = 0", "sockets.waiting_limit", None),
     "buffer-size": ("buffer-size = 32768", "sockets.buffer_size", 32768),
@@ -158,6 +178,23 @@ def test_working_options(lines: str, name: str, expected: Any) -> None:
 def test_every_setting_of_a_working_option_is_tried_above() -> None:
     tried = {name for _, name, _ in WORKING.values()} | {"sockets.addresses"}
     assert {option.field for option in BY_NAME.values() if option.field} <= tried
+
+
+TOGETHER = {
+    "a life that ends before it may": (
+        "min-worker-lifetime = 60\nmax-worker-lifetime = 60",
+        "a.ini:3: max-worker-lifetime: max-worker-lifetime (60) must be longer than min-worker-lifetime (60)",
+    ),
+    "more cores than there can be": (
+        "threads = 250\nprocesses = 4096",
+        "a.ini:3: processes: processes x threads is 1024000, at most 16384 are possible",
+    ),
+}
+
+
+@pytest.mark.parametrize(("lines", "message"), TOGETHER.values(), ids=TOGETHER.keys())
+def test_options_that_do_not_fit_together(lines: str, message: str) -> None:
+    assert ini_failure(lines) == [message]
 
 
 FLAGS = {"": True, "1": True, "x": True, "disabled": True, "none": True, "00": True, "on": True}
@@ -530,9 +567,9 @@ def test_unknown_variables_are_a_warning_only_if_something_is_alike() -> None:
 
 
 def test_known_options_without_effect_are_one_line() -> None:
-    loaded = ini("strict = true\nharakiri = 30\nmax-requests = 10\nstats = :1717\nharakiri = 20\nlog-micros = false")
-    assert loaded.warnings == ("known options that have no effect yet: harakiri, max-requests, stats",)
-    assert [name for name, _ in loaded.no_effect] == ["harakiri", "max-requests", "stats", "harakiri"]
+    loaded = ini("strict = true\nidle = 30\nlog-maxsize = 10\nstats = :1717\nidle = 20\nlog-micros = false")
+    assert loaded.warnings == ("known options that have no effect yet: idle, log-maxsize, stats",)
+    assert [name for name, _ in loaded.no_effect] == ["idle", "log-maxsize", "stats", "idle"]
     assert loaded.no_effect[0] == ("harakiri", "a.ini:3")
 
 
@@ -575,12 +612,12 @@ def test_conditions_and_loops_are_a_clear_error(lines: str, option: str, count: 
 
 
 def test_comments_behind_numbers_and_flags_are_one_warning() -> None:
-    loaded = ini("vacuum = true   ; delete\nprocesses = 4 # four\nharakiri = 60  ; kill\nneed-app = 1")
+    loaded = ini("vacuum = true   ; delete\nprocesses = 4 # four\nidle = 60  ; kill\nneed-app = 1")
     assert loaded.settings.sockets.vacuum
     assert loaded.settings.processes.processes == 4
     assert loaded.warnings == (
         "a.ini:2, 3, 4: text after ; or # is part of the value (it does no harm in these lines)",
-        "known options that have no effect yet: harakiri",
+        "known options that have no effect yet: idle",
     )
 
 
@@ -717,7 +754,7 @@ def test_once_mended_it_runs_and_says_in_one_line_what_has_no_effect_yet() -> No
     assert loaded.warnings == (
         "a.ini:5, 7, 9, 10, 11, 12, 13, 14, 16, 17: text after ; or # is part of the value"
         " (it does no harm in these lines)",
-        "known options that have no effect yet: harakiri, max-requests, cheaper-algo, cheaper",
+        "known options that have no effect yet: cheaper-algo, cheaper",
     )
 
 

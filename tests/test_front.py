@@ -25,7 +25,7 @@ class Recorder:
     """The events that the master would get."""
 
     def __init__(self):
-        self.ready, self.refused, self.lines, self.lost = [], [], [], []
+        self.ready, self.refused, self.lines, self.lost, self.edges = [], [], [], [], []
         self.ticks = 0
 
     def tick_wanted(self):
@@ -33,6 +33,21 @@ class Recorder:
 
     def core_ready(self, core):
         self.ready.append(core)
+
+    def worker_alive(self, core):
+        pass
+
+    def lines_dropped(self, core, count):
+        raise AssertionError(count)
+
+    def request_lost(self, request, status):
+        self.refused.append(("lost", status))
+
+    def queue_full(self, listener, waiting, oldest):
+        self.edges.append(("full", waiting))
+
+    def queue_has_room(self, turned_away, seconds):
+        self.edges.append(("room", turned_away))
 
     def request_lines(self, lines):
         self.lines += lines.decode().splitlines()
@@ -72,7 +87,7 @@ class Application:
 
 
 class Bench:
-    def __init__(self, tmp_path, processes=1, threads=1, waiting_limit=100, even=False):
+    def __init__(self, tmp_path, processes=1, threads=1, waiting_limit=100, queue_timeout=0.0, even=False):
         self.cores = processes * threads
         self.board = Scoreboard(self.cores, threads)
         self.events, self.application = Recorder(), Application()
@@ -84,6 +99,7 @@ class Bench:
             buffer_size=65535,
             timeout=4.0,
             waiting_limit=waiting_limit,
+            queue_timeout=queue_timeout,
             even=even,
             allow_from=(),
             forwarded_allow=(),
@@ -263,7 +279,20 @@ def test_a_full_queue_answers_503_at_once(bench):
     answer = bench.answer(bench.ask("/wait"))
     assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
     assert b"\r\nRetry-After: 1\r\n" in answer
-    assert bench.events.refused == [("503", 503)]
+    assert bench.answer(bench.ask("/wait")).startswith(b"HTTP/1.1 503 ")
+    assert bench.events.edges == [("full", 2)]  # one line, however many are turned away
+    bench.application.let_go.release(3)
+    bench.until(lambda: bench.events.edges == [("full", 2), ("room", 2)])
+
+
+def test_a_request_that_waits_for_too_long_gets_503(bench):
+    bench = bench(queue_timeout=0.05).start(0)
+    running, waiting = bench.ask("/wait"), bench.ask("/late")
+    bench.until(lambda: bench.front.tick() and bench.front.waiting == 0)
+    assert bench.answer(waiting).startswith(b"HTTP/1.1 503 ")
+    bench.application.let_go.release()
+    assert bench.answer(running).endswith(b"core 0")
+    assert [path for _, path in bench.application.begun] == ["/wait"]
 
 
 def test_who_left_the_queue_is_not_executed(bench):

@@ -1,6 +1,8 @@
 """What happens to the zygote and the workers: whole stories, without a process."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from wsgimaster.lifecycle import (
     MAX_ASKED,
@@ -12,6 +14,8 @@ from wsgimaster.lifecycle import (
     Forked,
     ForkFailed,
     Kill,
+    KillZygote,
+    Looked,
     Overseer,
     Phase,
     RefuseWaiting,
@@ -20,21 +24,28 @@ from wsgimaster.lifecycle import (
     StartZygote,
     StopAsked,
     Tick,
+    WorkerAlive,
     WorkerBroken,
     WorkerGone,
     WorkerReady,
+    WorkerStuck,
+    WorkerWorn,
     ZygoteGone,
     ZygoteLoaded,
     backoff,
     damn,
 )
+from wsgimaster.recycling import Figures
+from wsgimaster.settings import Recycling
+
+NEVER = Recycling()
 
 
 class Story:
     """An overseer and a clock that only moves when told to."""
 
-    def __init__(self, processes=2, *, required=False):
-        self.overseer = Overseer(processes, threads=1, required=required, mercy=60.0)
+    def __init__(self, processes=2, *, required=False, recycling=NEVER):
+        self.overseer = Overseer(processes, 1, required, mercy=60.0, spawn_timeout=60.0, recycling=recycling)
         self.now = 100.0
         self.told = self.overseer.start()
 
@@ -46,16 +57,16 @@ class Story:
         return [effect for effect in effects if not isinstance(effect, Say)]
 
     def ready(self, slot):
-        return self.do(Forked(slot, 1000 + slot)) + self.do(WorkerReady(slot))
+        return self.do(Forked(slot, 1000 + slot, 0.5)) + self.do(WorkerReady(slot))
 
     def serving(self):
         self.do(ZygoteLoaded())
-        for slot in self.overseer.slots:
-            self.ready(slot.number)
+        for post in self.overseer.posts:
+            self.ready(post.number)
         return self
 
     def phases(self):
-        return [slot.phase for slot in self.overseer.slots]
+        return [slot.phase for slot in self.overseer.slots if slot.place <= self.overseer.processes]
 
     def said(self):
         return "\n".join(effect.text for effect in self.told if isinstance(effect, Say))
@@ -68,7 +79,7 @@ def test_every_phase_has_its_row():
 def test_the_start():
     story = Story()
     assert story.told == [StartZygote()]
-    assert story.do(ZygoteLoaded()) == [Fork(1), Fork(2)]
+    assert story.do(ZygoteLoaded()) == [Fork(1, 1), Fork(2, 2)]
     assert story.ready(1) + story.ready(2) == []
     assert story.phases() == [Phase.READY, Phase.READY]
     assert "spawned uWSGI worker 2 (pid: 1002, cores: 1)" in story.said()
@@ -78,13 +89,13 @@ def test_ready_may_come_before_the_fork_is_reported():
     story = Story(1)
     story.do(ZygoteLoaded())
     story.do(WorkerReady(1))
-    story.do(Forked(1, 7))
+    story.do(Forked(1, 7, 0.5))
     assert story.phases() == [Phase.READY]
 
 
 def test_a_dead_worker_is_replaced_at_once():
     story = Story().serving()
-    assert story.do(WorkerGone(2, -9), after=5) == [Forget(2), Fork(2)]
+    assert story.do(WorkerGone(2, -9), after=5) == [Forget(2), Fork(2, 2)]
     assert "DAMN ! worker 2 (pid: 1002) died, killed by signal 9 :( trying respawn ..." in story.said()
 
 
@@ -93,9 +104,9 @@ def test_a_crash_loop_backs_off_in_its_own_slot():
     waits = []
     for _ in range(8):
         effects = story.do(WorkerGone(1, 1), after=0.1)
-        if Fork(1) not in effects:
+        if Fork(1, 1) not in effects:
             waits.append(round(story.overseer.wake_at - story.now, 3))
-            assert story.do(Tick(0), after=waits[-1]) == [Fork(1)]
+            assert story.do(Tick(0), after=waits[-1]) == [Fork(1, 1)]
         story.ready(1)
     assert waits == [1, 2, 4, 8, 16, 30, 30]
     assert story.phases()[1] is Phase.READY  # the neighbour never noticed
@@ -106,7 +117,7 @@ def test_a_worker_that_lived_ends_the_loop():
     story.do(WorkerGone(1, 1), after=0.1)
     story.ready(1)
     story.do(WorkerGone(1, 1), after=10)
-    assert story.overseer.slots[0].crashes == 0
+    assert story.overseer.posts[0].crashes == 0
 
 
 @pytest.mark.parametrize(
@@ -120,7 +131,7 @@ def test_a_failed_fork_is_tried_again():
     story = Story(1)
     story.do(ZygoteLoaded())
     assert story.do(ForkFailed(1, "Cannot allocate memory")) == [Forget(1)]
-    assert story.do(Tick(0), after=1.0) == [Fork(1)]
+    assert story.do(Tick(0), after=1.0) == [Fork(1, 1)]
     assert "Cannot allocate memory" in story.said()
 
 
@@ -131,7 +142,7 @@ def test_need_app_ends_the_start_with_22():
 def test_need_app_under_lazy_apps_ends_the_start_with_22():
     story = Story(1, required=True)
     story.do(ZygoteLoaded())
-    story.do(Forked(1, 7))
+    story.do(Forked(1, 7, 0.5))
     assert story.do(WorkerGone(1, 22))[-1] == Exit(22)
 
 
@@ -145,7 +156,7 @@ def test_a_zygote_that_dies_later_is_started_again_and_the_workers_stay():
     assert story.phases() == [Phase.READY, Phase.READY]
     assert story.do(WorkerGone(1, -9), after=0.1) == [Forget(1)]  # nobody there to fork
     assert story.do(Tick(0), after=0.9) == [StartZygote()]
-    assert story.do(ZygoteLoaded()) == [Fork(1)]
+    assert story.do(ZygoteLoaded()) == [Fork(1, 1)]
 
 
 def test_forks_that_the_zygote_took_with_it_are_asked_again():
@@ -183,7 +194,7 @@ def test_a_graceful_stop_finishes_the_work_first():
 def test_a_worker_that_dies_while_work_is_left_is_still_replaced():
     story = Story(1).serving()
     story.do(StopAsked(fast=False))
-    assert story.do(WorkerGone(1, -9), after=5) == [Forget(1), Fork(1)]
+    assert story.do(WorkerGone(1, -9), after=5) == [Forget(1), Fork(1, 1)]
 
 
 def test_a_graceful_stop_ends_with_the_mercy():
@@ -218,27 +229,210 @@ def test_a_stop_ends_although_the_zygote_never_answers():
     assert story.do(Tick(work_left=0), after=1.0) == [Forget(1), Exit(0)]
 
 
-def test_a_worker_without_a_channel_is_replaced_when_it_has_finished():
+def test_a_worker_without_a_channel_is_replaced_at_once_and_may_finish():
     story = Story(2).serving()
-    assert story.do(WorkerBroken(2), after=5) == [Retire(2)]
+    assert story.do(WorkerBroken(2), after=5) == [Retire(2), Fork(3, 2)]
     assert story.do(WorkerBroken(2)) == []
-    assert story.do(WorkerGone(2, 1)) == [Forget(2), Fork(2)]
+    assert story.do(WorkerGone(2, 1)) == [Forget(2)]
     assert "DAMN" not in story.said()
 
 
 def test_a_worker_without_a_channel_is_killed_after_the_mercy():
     story = Story(1).serving()
     story.do(WorkerBroken(1))
+    story.ready(2)
     assert story.overseer.wake_at == story.now + 60
     assert story.do(Tick(work_left=1), after=60) == [Kill(1)]
+
+
+# ---- harakiri ----
+
+
+def test_a_stuck_worker_is_replaced_before_it_is_killed():
+    story = Story(2).serving()
+    assert story.do(WorkerStuck(2), after=0.5) == [Retire(2), Fork(3, 2)]
+    assert story.do(WorkerGone(2, -9)) == [Forget(2)]
+    assert "DAMN ! worker 2 (pid: 1002) died, killed by signal 9" in story.said()
+    assert story.overseer.posts[1].crashes == 0  # no crash: the next one doesn't wait
+
+
+def test_a_stuck_worker_that_ends_by_itself_is_no_death():
+    story = Story(1).serving()
+    story.do(WorkerStuck(1))
+    story.do(WorkerGone(1, 0))
+    assert "DAMN" not in story.said()
+
+
+# ---- forks that hang ----
+
+
+def test_a_worker_that_hangs_in_the_fork_is_killed():
+    story = Story(1)
+    story.do(ZygoteLoaded())
+    story.do(Forked(1, 7, 0.5))
+    assert story.overseer.wake_at == story.now + 60
+    assert story.do(Tick(0), after=60) == [Kill(1)]
+    assert "worker 1 (pid: 7) gave no sign of life within 60 s (spawn-timeout)" in story.said()
+    assert story.do(WorkerGone(1, -9)) == [Forget(1), Fork(1, 1)]
+
+
+def test_a_zygote_that_hangs_in_the_fork_is_killed():
+    story = Story(1)
+    story.do(ZygoteLoaded())
+    assert story.do(Tick(0), after=60) == [KillZygote()]
+    assert "the zygote has not forked worker 1" in story.said()
+
+
+def test_a_worker_may_load_the_application_for_as_long_as_it_likes():
+    story = Story(1)
+    story.do(ZygoteLoaded())
+    story.do(WorkerAlive(1))
+    story.do(Forked(1, 7, 0.5))
+    assert story.overseer.wake_at is None
+    assert story.do(Tick(0), after=1000) == []
+
+
+# ---- recycling ----
+
+
+def served(**requests):
+    """The figures of workers that have served so many: w1=300."""
+    return Looked({int(name[1:]): Figures(count, 0, 0) for name, count in requests.items()})
+
+
+HUNDRED = Recycling(max_requests=100, min_lifetime=5)
+
+
+def test_the_replacement_is_ready_before_the_old_one_leaves():
+    story = Story(2, recycling=HUNDRED).serving()
+    assert story.do(served(w1=100, w2=99), after=5) == [Fork(3, 1)]
+    assert story.do(served(w1=150, w2=99), after=1) == []  # it is on its way
+    assert story.do(Forked(3, 1003, 0.5)) == []
+    assert story.do(WorkerReady(3)) == [Retire(1)]
+    assert story.do(WorkerGone(1, 0), after=0.5) == [Forget(1)]
+    said = story.said()
+    assert "worker 1 has served 100 requests (its max-requests is 100)" in said
+    assert "...The work of process 1001 is done. Seeya!" in said
+    assert "spawned uWSGI worker 1 (pid: 1003, cores: 1)" in said
+    assert "DAMN" not in said
+
+
+def test_a_worker_that_is_too_young_goes_on():
+    assert Story(2, recycling=HUNDRED).serving().do(served(w1=100), after=4.9) == []
+
+
+def test_a_tenth_at_a_time_and_at_least_one():
+    story = Story(20, recycling=HUNDRED).serving()
+    everybody = served(**{f"w{slot}": 100 for slot in range(1, 21)})
+    assert story.do(everybody, after=10) == [Fork(21, 1), Fork(22, 2)]
+    story.do(Forked(22, 7, 0.5))
+    assert story.do(WorkerReady(22)) == [Retire(2), Fork(23, 3)]
+
+
+def test_memory_does_not_wait_for_the_budget():
+    story = Story(2, recycling=Recycling(rss=1 << 20, min_lifetime=0)).serving()
+    large = Figures(0, 2 << 20, 0)
+    assert story.do(Looked({1: large, 2: large}), after=1) == [Fork(3, 1), Fork(4, 2)]
+
+
+def test_evil_means_at_once():
+    story = Story(1, recycling=Recycling(evil_rss=1 << 20)).serving()
+    large = Looked({1: Figures(0, 2 << 20, 0)})
+    assert story.do(large, after=5) == [Kill(1), Fork(2, 1)]
+    assert story.do(large) == []
+    assert "*** EVIL RELOAD ON WORKER 1 RSS: 2097152 (pid: 1001) ***" in story.said()
+    assert story.do(WorkerGone(1, -9)) == [Forget(1)]
+
+
+def test_evil_comes_after_a_milder_reason_too():
+    story = Story(1, recycling=Recycling(rss=1, evil_rss=1 << 20, min_lifetime=0)).serving()
+    assert story.do(Looked({1: Figures(0, 2, 0)})) == [Fork(2, 1)]
+    assert story.do(Looked({1: Figures(0, 2 << 20, 0)})) == [Kill(1)]
+
+
+def test_a_replacement_that_fails_changes_nothing():
+    story = Story(1, recycling=HUNDRED).serving()
+    assert story.do(served(w1=100), after=5) == [Fork(2, 1)]
+    story.do(Forked(2, 7, 0.5))
+    assert story.do(WorkerGone(2, 1), after=0.1) == [Forget(2), Fork(2, 1)]
+    story.do(Forked(2, 8, 0.5))
+    assert story.do(WorkerGone(2, 1), after=0.1) == [Forget(2)]  # its second young death: the post waits
+    assert story.phases() == [Phase.READY]
+    assert story.overseer.wake_at == pytest.approx(story.now + 1)
+    assert story.do(Tick(1), after=1) == [Fork(2, 1)]
+
+
+def test_an_old_worker_that_dies_meanwhile_has_its_replacement():
+    story = Story(1, recycling=HUNDRED).serving()
+    story.do(served(w1=100), after=5)
+    assert story.do(WorkerGone(1, -9)) == [Forget(1)]
+    story.do(Forked(2, 7, 0.5))
+    assert story.do(WorkerReady(2)) == []
+
+
+def test_an_old_worker_with_a_long_request_gets_the_mercy():
+    story = Story(1, recycling=HUNDRED).serving()
+    story.do(served(w1=100), after=5)
+    story.do(Forked(2, 7, 0.5))
+    story.do(WorkerReady(2))
+    assert story.overseer.wake_at == story.now + 60
+    assert story.do(Tick(1), after=60) == [Kill(1)]
+    assert "worker 1 (pid: 1001) is taking too much time to die...NO MERCY !!!" in story.said()
+
+
+def test_nothing_is_recycled_while_the_server_stops():
+    story = Story(1, recycling=HUNDRED).serving()
+    story.do(StopAsked(fast=False), after=5)
+    assert story.do(served(w1=100), after=5) == []
+
+
+def test_a_worker_without_descriptors_is_replaced():
+    story = Story(1).serving()
+    assert story.do(WorkerWorn(1, "had no free descriptor"), after=1) == [Fork(2, 1)]
+    assert story.do(WorkerWorn(1, "had no free descriptor"), after=1) == []
+
+
+HAPPENINGS = st.sampled_from(["ready", "gone", "crash", "look", "stuck", "tick"])
+
+
+@given(st.lists(st.tuples(HAPPENINGS, st.integers(1, 8)), max_size=60))
+def test_whatever_happens_recycling_takes_no_worker_away_before_its_time(happenings):
+    """Every post has at most one worker that serves and one that comes, and a worker leaves only for a ready one."""
+    story = Story(4, recycling=Recycling(max_requests=1, min_lifetime=0)).serving()
+    for what, place in happenings:
+        slot = story.overseer.slots[place - 1]
+        serving = [one.number for one in story.overseer.slots if one.phase is Phase.READY]
+        if what == "look":
+            every = [one.place for one in story.overseer.slots if one.phase is Phase.READY]
+            story.do(Looked({place: Figures(5, 0, 0) for place in every}), after=0.5)
+            assert sorted(serving) == sorted(one.number for one in story.overseer.slots if one.phase is Phase.READY)
+        elif what == "ready" and slot.phase in (Phase.ASKED, Phase.STARTING):
+            story.ready(place)
+        elif what == "gone" and slot.phase is Phase.LEAVING:
+            story.do(WorkerGone(place, 0), after=0.1)
+        elif what == "crash" and slot.pid and slot.phase is not Phase.EMPTY:
+            story.do(WorkerGone(place, -11), after=5)
+        elif what == "stuck" and slot.phase is Phase.READY:
+            story.do(WorkerStuck(place), after=0.1)
+        elif what == "tick":
+            story.do(Tick(1), after=31)
+        ready = [one.number for one in story.overseer.slots if one.phase is Phase.READY]
+        coming = [one.number for one in story.overseer.slots if one.phase in (Phase.ASKED, Phase.STARTING)]
+        assert len(set(ready)) == len(ready)
+        assert len(set(coming)) == len(coming)
+        if what in ("ready", "gone", "tick"):
+            assert set(ready) >= set(serving)
+
+
+# ---- the rest ----
 
 
 def test_many_forks_are_asked_in_portions():
     story = Story(100)
     asked = story.do(ZygoteLoaded())
-    assert asked == [Fork(slot) for slot in range(1, MAX_ASKED + 1)]
-    assert story.overseer.wake_at is None
-    assert story.do(Forked(1, 7)) == [Fork(MAX_ASKED + 1)]
+    assert asked == [Fork(slot, slot) for slot in range(1, MAX_ASKED + 1)]
+    assert story.do(Tick(0), after=1) == []
+    assert story.do(Forked(1, 7, 0.5)) == [Fork(MAX_ASKED + 1, MAX_ASKED + 1)]
 
 
 def test_nothing_begins_after_the_exit():

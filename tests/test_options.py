@@ -45,6 +45,9 @@ def test_the_table_is_as_large_as_uwsgi() -> None:
         "forwarded-allow",
         "dispatch",
         "dispatch-order",
+        "queue-timeout",
+        "recycle-budget",
+        "spawn-timeout",
     }
 
 
@@ -227,7 +230,7 @@ def test_help_says_how_an_option_is_written_and_what_it_does_here() -> None:
     lines = help_text(200).splitlines()
     (processes,) = [line for line in lines if line.startswith("  -p, --processes, --workers VALUE")]
     assert processes.endswith("worker processes (default: 1)")
-    assert any("--harakiri VALUE" in line and line.endswith("[no effect yet]") for line in lines)
+    assert any("--mule-harakiri VALUE" in line and line.endswith("[no effect yet]") for line in lines)
     assert any("--need-app[=VALUE]" in line for line in lines)
     assert any("--allow-from VALUE" in line and line.endswith("(not in uWSGI)") for line in lines)
     assert any("--master " in line and "[always on here: a master always runs]" in line for line in lines)

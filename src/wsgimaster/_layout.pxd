@@ -8,8 +8,8 @@
 #
 # A core is one thread of one worker process; it serves one request at a time and owns one slot and one ring.
 # Every field has exactly one writer (named below), except the bitmap, `ring` and the totals, which take atomic
-# operations, and a slot whose worker is gone, which the master clears. The application runs in the worker and can scribble over all of it, so the master treats
-# what it reads as a claim: indices are bounds-checked, text is escaped, and a request is finished only when
+# operations, and a slot whose worker is gone, which the master clears. The application runs in the worker and can
+# scribble over all of it, so the master treats what it reads as a claim: indices are bounds-checked, text is escaped, and a request is finished only when
 # the slot's `done` equals the number that the master itself gave out.
 #
 # A pushed request has a number, `seq`, counted per core by the master:
@@ -20,6 +20,10 @@
 #              after the worker's death it is anybody's (docs/architecture.md).
 # sent < seq:  no byte of the answer went out, so an error answer is still possible.
 # done == seq: the core is free.
+#
+# A request that is to be ended from outside (harakiri.py) is named by the master: condemned = seq. A signal handler in
+# the worker (_rescue.pxd) acts only on that one, answers it itself if nothing was sent (answered = seq), and says
+# which signals it has dealt with (dumps). softened = seq: raise an exception in it first.
 #
 # The doorbell. A worker that finishes sets its bit, then rings (an eventfd) only if the master asked for it:
 # `ring` is 1 while the master sleeps and somebody waits for a core, no core is idle, or one is leaving; a client
@@ -33,6 +37,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 cdef extern from * nogil:
     """
     #include <stdint.h>
+    #include <signal.h>
     #include <stddef.h>
     #include <string.h>
     #include <sys/socket.h>
@@ -41,8 +46,8 @@ cdef extern from * nogil:
     #include <unistd.h>
 
     #define BOARD_MAGIC   0x424d5357u  /* "WSMB" */
-    #define BOARD_VERSION 1u
-    #define BOARD_MAX_CORES 16384u
+    #define BOARD_VERSION 2u
+    #define BOARD_MAX_CORES 32768u     /* twice what may serve: a replacement is ready before the old worker leaves */
     #define RING_BYTES    32768u       /* a power of two; about 150 default request lines */
     #define LINE  __attribute__((aligned(64)))
 
@@ -64,6 +69,8 @@ cdef extern from * nogil:
         uint32_t tid;
         uint64_t started_ns;           /* CLOCK_MONOTONIC when the request was taken */
         uint64_t log_head;             /* bytes ever written to the ring */
+        uint64_t answered;             /* by a signal handler */
+        uint64_t dumps;                /* tracebacks that the handlers have written */
         /* the worker writes; counters since the worker was born */
         LINE uint64_t requests;
         uint64_t exceptions;
@@ -75,6 +82,10 @@ cdef extern from * nogil:
         uint64_t log_dropped;          /* lines that found the ring full */
         /* the master writes */
         LINE uint64_t log_tail;        /* bytes ever taken from the ring */
+        uint64_t condemned;
+        uint64_t softened;
+        /* the worker writes, rarely */
+        uint64_t deadline_ns;          /* CLOCK_MONOTONIC; the application's own for this request, or 0 */
     } Slot;
 
     #define OUTCOME_LINGER 1u          /* request bytes may be outstanding: read and discard before closing */
@@ -86,6 +97,7 @@ cdef extern from * nogil:
         uint16_t flags;
         uint32_t vars_bytes;
         uint64_t seq;
+        uint64_t id;                   /* the request's, for clients and the log */
         int64_t  content_length;       /* bytes; -1 when there is none */
         uint32_t body_bytes;           /* of the body, already here */
         uint8_t  modifier1;
@@ -96,6 +108,7 @@ cdef extern from * nogil:
     #define MESSAGE_RETIRE   3         /* leave the serve loop */
     #define MESSAGE_READY    4         /* worker to master: this core serves from now on */
     #define MESSAGE_RETURNED 5         /* worker to master: a request that came without its descriptor */
+    #define MESSAGE_ALIVE    6         /* worker to master, once per process: it is through the fork */
 
     #define FLAG_TRUSTED 1             /* the peer may set X-Forwarded-Proto */
     #define FLAG_HTTP    2             /* the client speaks HTTP: one response, then Connection: close */
@@ -103,10 +116,46 @@ cdef extern from * nogil:
     /* 64 KiB of variables and a first piece of the body; below the channel's send buffer. */
     #define MESSAGE_MAX_BYTES (sizeof(MessageHead) + 65536u + 16384u)
 
+    /* The master sends them to a core's thread (_rescue.pxd). Real-time signals: applications use USR1 and USR2. */
+    #define SIGNAL_STUCK (SIGRTMIN + 7)
+    #define SIGNAL_DUMP  (SIGRTMIN + 8)
+
     static inline uint64_t now_ns(void) {
         struct timespec t;
         clock_gettime(CLOCK_MONOTONIC, &t);
         return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+    }
+    /* Sixteen hexadecimal digits. */
+    static char *put_id(char *at, uint64_t id) {
+        for (int shift = 60; shift >= 0; shift -= 4) *at++ = "0123456789abcdef"[(id >> shift) & 15];
+        return at;
+    }
+    static char *put_words(char *at, const char *words) {
+        while (*words) *at++ = *words++;
+        return at;
+    }
+    static char *put_number(char *at, unsigned number) {
+        char digits[10];
+        int n = 0;
+        do digits[n++] = (char)('0' + number % 10); while (number /= 10);
+        while (n) *at++ = digits[--n];
+        return at;
+    }
+    /* An answer of the server's own, as HTTP/1.1; its size. Here and not with snprintf, since a signal handler
+       writes it too (signal-safety(7)). The reason has at most 40 characters. */
+    #define ANSWER_BYTES 400
+    static size_t write_answer(char *to, int status, const char *reason, uint64_t id) {
+        char *at = put_words(to, "HTTP/1.1 ");
+        at = put_words(put_words(put_number(at, (unsigned)status), " "), reason);
+        at = put_words(at, "\\r\\nContent-Type: text/plain\\r\\nContent-Length: ");
+        at = put_number(at, (unsigned)(4 + strlen(reason) + 1 + 12 + 16 + 1));
+        if (status == 503) at = put_words(at, "\\r\\nRetry-After: 1");
+        at = put_id(put_words(at, "\\r\\nX-Request-Id: "), id);
+        at = put_words(at, "\\r\\nConnection: close\\r\\n\\r\\n");
+        at = put_words(put_words(put_number(at, (unsigned)status), " "), reason);
+        at = put_id(put_words(at, "\\nrequest id: "), id);
+        at = put_words(at, "\\n");
+        return (size_t)(at - to);
     }
     #define load_acquire(p)      __atomic_load_n((p), __ATOMIC_ACQUIRE)
     #define store_release(p, v)  __atomic_store_n((p), (v), __ATOMIC_RELEASE)
@@ -136,6 +185,13 @@ cdef extern from * nogil:
             memcpy(CMSG_DATA(c), &fd, sizeof fd);
         }
         return sendmsg(channel, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    }
+
+    /* A message that is only a head. */
+    static int send_short(int channel, int kind, uint64_t seq) {
+        MessageHead head = { .kind = (uint16_t)kind, .seq = seq };
+        struct iovec piece = { &head, sizeof head };
+        return send_message(channel, &piece, 1, -1) < 0 ? -1 : 0;
     }
 
     /* Let the client see that its answer was cut, whoever else holds the descriptor: a reset on TCP (connecting to
@@ -176,15 +232,16 @@ cdef extern from * nogil:
     ctypedef struct Slot:
         uint64_t taken, sent, done
         uint32_t outcome, tid
-        uint64_t started_ns, log_head
+        uint64_t started_ns, log_head, answered, dumps
         uint64_t requests, exceptions, running_us, sent_bytes, read_errors, write_errors, clients_gone
         uint64_t log_dropped
-        uint64_t log_tail
+        uint64_t log_tail, condemned, softened
+        uint64_t deadline_ns
 
     ctypedef struct MessageHead:
         uint16_t kind, flags
         uint32_t vars_bytes
-        uint64_t seq
+        uint64_t seq, id
         int64_t content_length
         uint32_t body_bytes
         uint8_t modifier1
@@ -201,11 +258,16 @@ cdef extern from * nogil:
         MESSAGE_RETIRE
         MESSAGE_READY
         MESSAGE_RETURNED
+        MESSAGE_ALIVE
         FLAG_TRUSTED
         FLAG_HTTP
         MESSAGE_MAX_BYTES
+        ANSWER_BYTES
 
+    int SIGNAL_STUCK
+    int SIGNAL_DUMP
     uint64_t now_ns()
+    size_t write_answer(char *to, int status, const char *reason, uint64_t id)
     uint64_t load_acquire(uint64_t *p)
     void store_release(uint64_t *p, uint64_t value)
     uint64_t load_seq(uint64_t *p)
@@ -228,4 +290,5 @@ cdef extern from * nogil:
         MSG_NOSIGNAL
     void cut(int fd)
     ssize_t send_message(int channel, iovec *pieces, int count, int fd)
+    int send_short(int channel, int kind, uint64_t seq)
     ssize_t receive_message(int channel, void *bytes, size_t size, int flags, int *fd)

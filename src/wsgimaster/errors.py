@@ -34,3 +34,11 @@ class StartError(WsgimasterError):
 
 class AppLoadError(WsgimasterError):
     """The application could not be loaded; the cause is chained."""
+
+
+class RequestTimeout(BaseException):
+    """Raised inside a request that has run for longer than `harakiri`, under `harakiri-graceful-timeout`.
+
+    A BaseException, so that `except Exception` doesn't keep the request alive: `finally` and error reporters run, the
+    client gets 504, and the worker lives on. Whoever swallows it is killed after the timeout.
+    """

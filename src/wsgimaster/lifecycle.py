@@ -2,16 +2,26 @@
 
 Theory of operation
 
+    post     a worker's number, 1 to `processes`: somebody has to be serving there
+    slot     a place for a worker process; there are twice as many, so that a replacement can be ready first
+
     slot     EMPTY --Fork--> ASKED --Forked--> STARTING --WorkerReady--> READY
                ^                                                           |
                +------------- WorkerGone (from any phase) <--- LEAVING <---+ Retire
 
 A slot is registered before its worker is spawned, so a fork that fails and a worker that dies at once end in the same
-place. (A start that hangs isn't noticed yet.) A worker is replaced as soon as it is gone, unless it died young again
-and again: then its slot waits 1, 2, 4 ... 30 seconds, and the other slots don't.
+place. A worker that gives no sign of life within `spawn-timeout` after it was asked for hangs in the fork and is
+killed (a lock that another thread of the zygote held); a zygote that doesn't even fork is killed itself.
 
-Stopping. Gracefully: the door is closed, what runs and what waits is finished (workers are still replaced
-meanwhile, since somebody has to), then all workers are sent away; after the mercy they are killed. Fast: the
+A post is filled as soon as nobody is on it: a worker that is LEAVING isn't any more. Where workers die young again and
+again, the post waits 1, 2, 4 ... 30 seconds, and the other posts don't.
+
+Replacing. A worker that is worn (recycling.py, or it has lost a descriptor) stays READY until its successor is
+READY in another slot; only then it is sent away. At most `budget` posts do that at a time, memory excepted. A successor
+that never becomes ready changes nothing: it is tried again after the post's back-off.
+
+Stopping. Gracefully: the door is closed, what runs and what waits is finished (workers are still replaced when they
+die, since somebody has to), then all workers are sent away; after the mercy they are killed. Fast: the
 waiting are refused, the workers sent away at once and killed after a second.
 
 Only the beginning is fatal: when the first zygote ends without an application under `need-app` (exit code 22, as
@@ -21,10 +31,14 @@ uWSGI's), or ends by itself. Once a worker has served, everything is tried again
 when it wants to be called with a Tick.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from wsgimaster import recycling
 from wsgimaster.errors import EXIT_NO_APP
+from wsgimaster.recycling import Figures, Limits, Reason, Urgency
+from wsgimaster.settings import Recycling
 
 # Deaths within this many seconds of becoming ready, or before it, count as a crash loop.
 YOUNG = 1.0
@@ -68,12 +82,20 @@ class ZygoteGone:
 class Forked:
     slot: int
     pid: int
+    chance: float  # uniform in [0, 1): spreads the limits of workers that are born together
 
 
 @dataclass(frozen=True, slots=True)
 class ForkFailed:
     slot: int
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerAlive:
+    """It is through the fork. What follows (lazy-apps: loading the application) may take as long as it likes."""
+
+    slot: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +108,28 @@ class WorkerBroken:
     """It runs, but can't be given requests any more."""
 
     slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerWorn:
+    """It serves, but a fresh one would do it better. why: "worker 3 " and this is a sentence."""
+
+    slot: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStuck:
+    """A request of its has passed its deadline: it gets no more, and will be killed (harakiri.py)."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """The figures of all workers that serve."""
+
+    figures: Mapping[int, Figures]  # by slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +148,21 @@ class Tick:
     work_left: int  # requests that run, wait or are being read; clients that are being drained
 
 
-Event = ZygoteLoaded | ZygoteGone | Forked | ForkFailed | WorkerReady | WorkerBroken | WorkerGone | StopAsked | Tick
+Event = (
+    ZygoteLoaded
+    | ZygoteGone
+    | Forked
+    | ForkFailed
+    | WorkerAlive
+    | WorkerReady
+    | WorkerBroken
+    | WorkerWorn
+    | WorkerStuck
+    | WorkerGone
+    | Looked
+    | StopAsked
+    | Tick
+)
 
 
 # ---- what to do ----
@@ -118,6 +176,7 @@ class StartZygote:
 @dataclass(frozen=True, slots=True)
 class Fork:
     slot: int
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +194,11 @@ class Retire:
 @dataclass(frozen=True, slots=True)
 class Kill:
     slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class KillZygote:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,23 +221,33 @@ class Exit:
     code: int
 
 
-Effect = StartZygote | Fork | Forget | Retire | Kill | CloseDoor | RefuseWaiting | Say | Exit
+Effect = StartZygote | Fork | Forget | Retire | Kill | KillZygote | CloseDoor | RefuseWaiting | Say | Exit
 
 
 @dataclass(slots=True)
 class Slot:
-    number: int
+    place: int
+    number: int = 0  # of the worker that is or was in it
     phase: Phase = Phase.EMPTY
     pid: int = 0
+    alive_by: float | None = None  # ASKED, STARTING: when a sign of life is due
     ready_at: float | None = None
     kill_at: float | None = None  # LEAVING, while the rest goes on: the end of its mercy
-    crashes: int = 0  # young deaths in a row
-    not_before: float = 0.0
+    limits: Limits = recycling.NO_LIMITS
+    worn: Reason | None = None  # READY: why it is to be replaced
+    stuck: bool = False
 
     def move(self, phase: Phase) -> None:
         if phase not in TRANSITIONS[self.phase]:
-            raise ValueError(f"worker {self.number}: {self.phase.name} can't become {phase.name}")
+            raise ValueError(f"slot {self.place}: {self.phase.name} can't become {phase.name}")
         self.phase = phase
+
+
+@dataclass(slots=True)
+class Post:
+    number: int
+    crashes: int = 0  # young deaths in a row
+    not_before: float = 0.0
 
 
 class Stopping(Enum):
@@ -189,13 +263,16 @@ def backoff(crashes: int) -> float:
 
 @dataclass(slots=True)
 class Overseer:
-    """processes, cores per process; required: `need-app`; mercy: `worker-reload-mercy`, seconds."""
+    """processes, threads: cores per process; required: `need-app`; mercy: `worker-reload-mercy`, seconds."""
 
     processes: int
     threads: int
     required: bool
     mercy: float
+    spawn_timeout: float
+    recycling: Recycling
     slots: list[Slot] = field(default_factory=list)
+    posts: list[Post] = field(default_factory=list)
     zygote_loaded: bool = False
     zygote_running: bool = False
     zygote_loaded_at: float | None = None
@@ -207,7 +284,8 @@ class Overseer:
     exiting: bool = False
 
     def __post_init__(self) -> None:
-        self.slots = [Slot(number) for number in range(1, self.processes + 1)]
+        self.slots = [Slot(place) for place in range(1, 2 * self.processes + 1)]
+        self.posts = [Post(number) for number in range(1, self.processes + 1)]
 
     def start(self) -> list[Effect]:
         self.zygote_running = True
@@ -228,16 +306,25 @@ class Overseer:
                 return self._fill(now)
             case ZygoteGone(status):
                 return self._zygote_gone(status, now)
-            case Forked(slot, pid):
-                return self._forked(self._slot(slot), pid, now)
+            case Forked(slot, pid, chance):
+                return self._forked(self._slot(slot), pid, chance, now)
             case ForkFailed(slot, why):
                 return self._fork_failed(self._slot(slot), why, now)
+            case WorkerAlive(slot):
+                self._slot(slot).alive_by = None
+                return []
             case WorkerReady(slot):
                 return self._ready(self._slot(slot), now)
             case WorkerBroken(slot):
                 return self._broken(self._slot(slot), now)
+            case WorkerWorn(slot, why):
+                return self._worn(self._slot(slot), Reason(why, Urgency.NOW)) + self._fill(now)
+            case WorkerStuck(slot):
+                return self._stuck(self._slot(slot), now)
             case WorkerGone(slot, status):
                 return self._gone(self._slot(slot), status, now)
+            case Looked(figures):
+                return self._looked(figures, now)
             case StopAsked(fast):
                 return self._stop(fast, now)
             case Tick(work_left):
@@ -248,40 +335,67 @@ class Overseer:
         """When the next Tick is due without any other event, in seconds; None: never."""
         if self.exiting:
             return None
-        due = [slot.not_before for slot in self.slots if slot.phase is Phase.EMPTY and self.zygote_loaded]
-        if self._asked() >= MAX_ASKED:
-            due = []  # the next report of a fork goes on
-        if self.stopping is Stopping.LEAVING:
-            due = []
-        elif not self.zygote_running:
+        due = [] if self.stopping is Stopping.LEAVING else [post.not_before for post, _ in self._openings()]
+        if self.stopping is not Stopping.LEAVING and not self.zygote_running:
             due.append(self.zygote_not_before)
-        due += [when for when in (self.kill_at, *(slot.kill_at for slot in self.slots)) if when is not None]
-        return min(due, default=None)
+        times = [self.kill_at, *(slot.kill_at for slot in self.slots), *(slot.alive_by for slot in self.slots)]
+        return min(due + [when for when in times if when is not None], default=None)
 
-    def _slot(self, number: int) -> Slot:
-        return self.slots[number - 1]
+    def _slot(self, place: int) -> Slot:
+        return self.slots[place - 1]
+
+    # ---- posts and who is on them ----
+
+    def _openings(self) -> Iterator[tuple[Post, Slot]]:
+        """The posts that wait for a worker, each with an empty slot: first those that nobody is on, then those whose
+        worker is worn, as far as the budget goes; no more than the zygote can be asked for."""
+        if not self.zygote_loaded or self.stopping is Stopping.LEAVING:
+            return
+        room = MAX_ASKED - sum(slot.phase is Phase.ASKED for slot in self.slots)
+        coming = {slot.number for slot in self.slots if slot.phase in (Phase.ASKED, Phase.STARTING)}
+        serving = {slot.number: slot for slot in self.slots if slot.phase is Phase.READY}
+        free = [slot for slot in self.slots if slot.phase is Phase.EMPTY]
+        budget = recycling.budget(self.recycling, self.processes) - len(coming & serving.keys())
+        vacant = [post for post in self.posts if post.number not in coming and post.number not in serving]
+        worn = []
+        if self.stopping is Stopping.NO:
+            for number in sorted(serving.keys() - coming):
+                reason = serving[number].worn
+                if reason is None or (reason.urgency is Urgency.BUDGET and budget <= 0):
+                    continue
+                budget -= 1
+                worn.append(self.posts[number - 1])
+        for post in (vacant + worn)[: min(max(0, room), len(free))]:
+            own = next((slot for slot in free if slot.place == post.number), free[0])
+            free.remove(own)
+            yield post, own
 
     def _fill(self, now: float) -> list[Effect]:
-        """Ask for a worker in every empty slot whose time has come."""
-        if not self.zygote_loaded or self.stopping is Stopping.LEAVING:
-            return []
-        due = [slot for slot in self.slots if slot.phase is Phase.EMPTY and slot.not_before <= now]
-        due = due[: max(0, MAX_ASKED - self._asked())]
-        for slot in due:
+        """Ask for a worker wherever one is wanted and its time has come."""
+        due = [(post, slot) for post, slot in self._openings() if post.not_before <= now]
+        for post, slot in due:
             slot.move(Phase.ASKED)
-            slot.pid, slot.ready_at, slot.kill_at = 0, None, None
-        return [Fork(slot.number) for slot in due]
+            slot.number, slot.pid, slot.ready_at, slot.kill_at = post.number, 0, None, None
+            slot.worn, slot.stuck, slot.alive_by = None, False, now + self.spawn_timeout
+        return [Fork(slot.place, slot.number) for _, slot in due]
 
-    def _asked(self) -> int:
-        return sum(slot.phase is Phase.ASKED for slot in self.slots)
+    def _leave(self, slot: Slot, now: float) -> list[Effect]:
+        """No more requests; what runs is finished, within the mercy."""
+        slot.move(Phase.LEAVING)
+        slot.kill_at, slot.alive_by = now + self.mercy, None
+        return [Retire(slot.place)]
+
+    def _empty(self, slot: Slot) -> None:
+        slot.move(Phase.EMPTY)
+        slot.kill_at = slot.alive_by = None
 
     def _zygote_gone(self, status: int, now: float) -> list[Effect]:
         self.zygote_running = self.zygote_loaded = False
         # Workers that it never told us of; one that exists all the same sees its channel end, and leaves.
         unknown = [slot for slot in self.slots if slot.phase is not Phase.EMPTY and not slot.pid]
         for slot in unknown:
-            slot.move(Phase.EMPTY)
-        effects: list[Effect] = [Forget(slot.number) for slot in unknown]
+            self._empty(slot)
+        effects: list[Effect] = [Forget(slot.place) for slot in unknown]
         if self.stopping is Stopping.LEAVING:
             return effects + self._exit_when_empty()
         if not self.ever_ready:
@@ -294,8 +408,8 @@ class Overseer:
         self.zygote_not_before = now + wait
         return [*effects, Say(f"the zygote died ({explain(status)}); another one starts in {wait:g} s")]
 
-    def _forked(self, slot: Slot, pid: int, now: float) -> list[Effect]:
-        slot.pid = pid
+    def _forked(self, slot: Slot, pid: int, chance: float, now: float) -> list[Effect]:
+        slot.pid, slot.limits = pid, recycling.draw(self.recycling, self.processes, chance)
         if slot.phase is Phase.ASKED:
             slot.move(Phase.STARTING)
         spawned: list[Effect] = [Say(f"spawned uWSGI worker {slot.number} (pid: {pid}, cores: {self.threads})")]
@@ -304,45 +418,86 @@ class Overseer:
     def _fork_failed(self, slot: Slot, why: str, now: float) -> list[Effect]:
         if slot.phase is Phase.EMPTY:
             return []  # forgotten together with its zygote
-        slot.move(Phase.EMPTY)
-        slot.crashes += 1
-        slot.not_before = now + max(1.0, backoff(slot.crashes))
-        return [Forget(slot.number), Say(f"worker {slot.number} could not be forked: {why}; trying again")]
+        post = self.posts[slot.number - 1]
+        self._empty(slot)
+        post.crashes += 1
+        post.not_before = now + max(1.0, backoff(post.crashes))
+        return [Forget(slot.place), Say(f"worker {post.number} could not be forked: {why}; trying again")]
 
     def _ready(self, slot: Slot, now: float) -> list[Effect]:
         self.ever_ready = True
-        slot.ready_at = now
-        if slot.phase in (Phase.ASKED, Phase.STARTING):
-            slot.move(Phase.READY)
-        return []
+        slot.ready_at, slot.alive_by = now, None
+        if slot.phase not in (Phase.ASKED, Phase.STARTING):
+            return []
+        slot.move(Phase.READY)
+        effects: list[Effect] = []
+        for old in self.slots:
+            if old.number == slot.number and old is not slot and old.phase is Phase.READY:
+                effects += [Say(f"...The work of process {old.pid} is done. Seeya!"), *self._leave(old, now)]
+        return effects + (self._fill(now) if effects else [])
 
     def _broken(self, slot: Slot, now: float) -> list[Effect]:
         """Its other cores finish what they have, within the mercy."""
         if slot.phase in (Phase.EMPTY, Phase.LEAVING):
             return []
-        slot.move(Phase.LEAVING)
-        slot.kill_at = now + self.mercy
-        return [
-            Say(f"worker {slot.number} (pid: {slot.pid}) has closed its channel; replacing it"),
-            Retire(slot.number),
-        ]
+        said: list[Effect] = [Say(f"worker {slot.number} (pid: {slot.pid}) has closed its channel; replacing it")]
+        return said + self._leave(slot, now) + self._fill(now)
+
+    def _stuck(self, slot: Slot, now: float) -> list[Effect]:
+        slot.stuck = True
+        if slot.phase in (Phase.EMPTY, Phase.LEAVING):
+            return []
+        return self._leave(slot, now) + self._fill(now)
+
+    # ---- recycling ----
+
+    def _looked(self, figures: Mapping[int, Figures], now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        if self.stopping is not Stopping.NO:
+            return effects
+        for place, found in figures.items():
+            slot = self._slot(place)
+            if slot.phase is Phase.READY and slot.ready_at is not None and slot.pid:
+                reason = recycling.judge(self.recycling, slot.limits, found, now - slot.ready_at)
+                if reason is not None:
+                    effects += self._worn(slot, reason)
+        return effects + self._fill(now)
+
+    def _worn(self, slot: Slot, reason: Reason) -> list[Effect]:
+        """Remember the first reason; only a more urgent one counts after it."""
+        if slot.phase is not Phase.READY:
+            return []
+        if slot.worn is not None and slot.worn.urgency >= reason.urgency:
+            return []
+        slot.worn = reason
+        if reason.urgency is Urgency.KILL:
+            return [
+                Say(f"*** EVIL RELOAD ON WORKER {slot.number} {reason.text} (pid: {slot.pid}) ***"),
+                Kill(slot.place),
+            ]
+        return [Say(f"worker {slot.number} {reason.text}; it leaves when its replacement is ready (pid: {slot.pid})")]
+
+    # ---- ends ----
 
     def _gone(self, slot: Slot, status: int, now: float) -> list[Effect]:
-        expected = slot.phase is Phase.LEAVING
+        expected = slot.phase is Phase.LEAVING or self.stopping is Stopping.LEAVING
         young = slot.ready_at is None or now - slot.ready_at < YOUNG
-        pid, slot.kill_at = slot.pid, None
-        slot.move(Phase.EMPTY)
-        if expected or self.stopping is Stopping.LEAVING:
-            buried: list[Effect] = [Forget(slot.number), Say(f"worker {slot.number} buried (pid: {pid})")]
-            return buried + (self._exit_when_empty() or self._fill(now))
-        slot.crashes = slot.crashes + 1 if young else 0
-        slot.not_before = now + backoff(slot.crashes)
-        effects: list[Effect] = [Forget(slot.number), Say(damn(slot.number, pid, status))]
+        post, pid = self.posts[slot.number - 1], slot.pid
+        self._empty(slot)
+        effects: list[Effect] = [Forget(slot.place)]
+        if expected:
+            killed = slot.stuck and status < 0
+            line = damn(post.number, pid, status) if killed else f"worker {post.number} buried (pid: {pid})"
+            effects.append(Say(line))
+            return effects + (self._exit_when_empty() or self._fill(now))
+        post.crashes = post.crashes + 1 if young else 0
+        post.not_before = now + backoff(post.crashes)
+        effects.append(Say(damn(post.number, pid, status)))
         if status == EXIT_NO_APP and self.required and not self.ever_ready:
             return [*effects, Exit(EXIT_NO_APP)]
-        if slot.not_before > now:
-            wait = slot.not_before - now
-            effects.append(Say(f"worker {slot.number} respawning too fast !!! waiting {wait:g} s for this slot"))
+        if post.not_before > now:
+            wait = post.not_before - now
+            effects.append(Say(f"worker {post.number} respawning too fast !!! waiting {wait:g} s for this slot"))
         return effects + self._fill(now)
 
     def _stop(self, fast: bool, now: float) -> list[Effect]:
@@ -362,31 +517,50 @@ class Overseer:
             return self._send_away()
         effects: list[Effect] = []
         for slot in self.slots:
-            if slot.kill_at is not None and now >= slot.kill_at:
-                slot.kill_at = None
-                effects.append(Kill(slot.number))
+            effects += self._out_of_time(slot, now)
         if not self.zygote_running and self.stopping is not Stopping.LEAVING and self.zygote_not_before <= now:
             self.zygote_running = True
             effects.append(StartZygote())
         return effects + self._fill(now)
+
+    def _out_of_time(self, slot: Slot, now: float) -> list[Effect]:
+        if slot.kill_at is not None and now >= slot.kill_at:
+            slot.kill_at = None
+            return [Say(no_mercy(slot)), Kill(slot.place)]
+        if slot.alive_by is None or now < slot.alive_by:
+            return []
+        slot.alive_by = None
+        waited = f"within {self.spawn_timeout:g} s (spawn-timeout)"
+        if slot.phase is Phase.ASKED:
+            return [Say(f"the zygote has not forked worker {slot.number} {waited}; killing the zygote"), KillZygote()]
+        return [
+            Say(
+                f"worker {slot.number} (pid: {slot.pid}) gave no sign of life {waited}, killing it: does a thread"
+                f" that was running before the fork hold a lock? (lazy-apps = true starts it after the fork)"
+            ),
+            Kill(slot.place),
+        ]
 
     def _send_away(self) -> list[Effect]:
         self.stopping = Stopping.LEAVING
         leaving = [slot for slot in self.slots if slot.phase not in (Phase.EMPTY, Phase.LEAVING)]
         for slot in leaving:
             slot.move(Phase.LEAVING)
-        return [Retire(slot.number) for slot in leaving] or self._exit_when_empty()
+            slot.alive_by = None
+        return [Retire(slot.place) for slot in leaving] or self._exit_when_empty()
 
     def _kill(self, work_left: int) -> list[Effect]:
         self.kill_at = None
         effects: list[Effect] = []
         if self.stopping is Stopping.FINISHING:
             effects += [Say(f"the time is up: {work_left} requests are cut"), RefuseWaiting(), *self._send_away()]
-        leaving = [slot for slot in self.slots if slot.phase is Phase.LEAVING]
-        for slot in leaving:
-            if not slot.pid:  # asked of a zygote that doesn't answer: nobody there to wait for
-                slot.move(Phase.EMPTY)
-        effects += [Kill(slot.number) if slot.pid else Forget(slot.number) for slot in leaving]
+        for slot in self.slots:
+            if slot.phase is Phase.LEAVING and slot.pid:
+                slot.kill_at = None
+                effects += [Say(no_mercy(slot)), Kill(slot.place)]
+            elif slot.phase is Phase.LEAVING:  # asked of a zygote that doesn't answer: nobody there to wait for
+                self._empty(slot)
+                effects.append(Forget(slot.place))
         return effects + self._exit_when_empty()
 
     def _exit_when_empty(self) -> list[Effect]:
@@ -403,6 +577,10 @@ def _start_code(status: int) -> int:
 def explain(status: int) -> str:
     """An exit code, or minus a signal, in words."""
     return f"killed by signal {-status}" if status < 0 else f"exit code {status}"
+
+
+def no_mercy(slot: Slot) -> str:
+    return f"worker {slot.number} (pid: {slot.pid}) is taking too much time to die...NO MERCY !!!"
 
 
 def damn(number: int, pid: int, status: int) -> str:

@@ -6,20 +6,25 @@ Runs in: the master, on the loop's thread. Nothing here blocks.
 """
 
 import asyncio
+import contextlib
 import os
+import random
 import signal
 import socket
 import time
 import traceback
 from typing import Any
 
-from wsgimaster import __version__, http1, lifecycle, messages, processes, sockets
-from wsgimaster._front import Front
+import psutil
+
+from wsgimaster import __version__, harakiri, http1, lifecycle, messages, processes, sockets
+from wsgimaster._front import Front, Request
 from wsgimaster.errors import StartError
 from wsgimaster.lifecycle import Effect, Event, Overseer
 from wsgimaster.log import LogWriter
 from wsgimaster.messages import Kind, Message
 from wsgimaster.processes import Child
+from wsgimaster.recycling import Figures
 from wsgimaster.scoreboard import Scoreboard
 from wsgimaster.settings import Order, Settings
 
@@ -28,6 +33,7 @@ HOUSEKEEPING = 1.0  # seconds between looks for orphans that fell to us
 STOPPING_TICK = 0.05
 # A request that its core hasn't begun after this many seconds is taken back, if another core is idle.
 NOT_BEGUN = 1.0
+RECYCLING_LOOK = 0.5  # seconds between looks at what the workers have served
 LOG_MERCY = 2.0  # seconds for the last lines
 REPEAT = 60.0  # refusals of one kind are told once in this many seconds, with their number
 MAX_KINDS = 200  # of refusals that are remembered
@@ -50,7 +56,7 @@ class Master:
         self.settings, self.listeners, self.said = settings, listeners, said
         self.log = LogWriter(2)
         self.threads = settings.processes.threads
-        cores = settings.processes.processes * self.threads
+        cores = 2 * settings.processes.processes * self.threads  # see lifecycle.py: posts and slots
         self.board = Scoreboard(cores, self.threads)
         self.waiting_limit, warning = sockets.waiting_limit(settings.sockets.waiting_limit, sockets.largest_backlog())
         if warning:
@@ -63,6 +69,7 @@ class Master:
             buffer_size=settings.sockets.buffer_size,
             timeout=settings.sockets.timeout,
             waiting_limit=self.waiting_limit,
+            queue_timeout=settings.sockets.queue_timeout,
             even=settings.processes.dispatch_order is Order.EVEN,
             allow_from=settings.sockets.allow_from,
             forwarded_allow=settings.sockets.forwarded_allow,
@@ -70,13 +77,29 @@ class Master:
             read_http_head=http1.read_head,
         )
         self.overseer = Overseer(
-            settings.processes.processes, self.threads, settings.app.required, settings.processes.reload_mercy
+            settings.processes.processes,
+            self.threads,
+            settings.app.required,
+            settings.processes.reload_mercy,
+            settings.processes.spawn_timeout,
+            settings.recycling,
+        )
+        self.harakiri = harakiri.Monitor(
+            settings.harakiri,
+            self.threads,
+            settings.processes.reload_mercy,
+            self.front,
+            self.log,
+            self.handle,
+            self._worker_in,
         )
         self.plan = processes.plan_for_zygote(settings, descriptors)
         self.zygote: Child | None = None
         self.control: socket.socket | None = None
         self.workers: dict[int, Child] = {}  # by slot
-        self.outputs: dict[int, int] = {}  # of workers whose pid isn't known yet, by slot
+        self.pipes: dict[
+            int, tuple[int, int]
+        ] = {}  # output and tracebacks of workers whose pid isn't known yet, by slot
         self.ready_cores: dict[int, int] = {}  # by slot: how many of its worker's cores have said READY
         self.closing: set[int] = set()  # listeners whose door is closed and whose backlog isn't empty yet
         self.strangers: dict[int, int] = {}  # pid: status of children that nobody asked for
@@ -96,10 +119,16 @@ class Master:
             )
         self.loop.add_reader(self.front.epoll_fd, self.front.on_ready)
         self.loop.call_later(HOUSEKEEPING, self._housekeep)
+        coroutines = [self.harakiri.watch()]
+        if self.settings.recycling.wanted:
+            coroutines.append(self._look_at_workers())
+        tasks = [self.loop.create_task(one) for one in coroutines]
         self._perform(self.overseer.start())
         try:
             return await self.exit_code
         finally:
+            for task in tasks:
+                task.cancel()
             self._end()
 
     def _report_defect(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -193,8 +222,8 @@ class Master:
         match effect:
             case lifecycle.StartZygote():
                 self._start_zygote()
-            case lifecycle.Fork(slot):
-                self._fork(slot)
+            case lifecycle.Fork(slot, number):
+                self._fork(slot, number)
             case lifecycle.Forget(slot):
                 self._forget(slot)
             case lifecycle.Retire(slot):
@@ -203,6 +232,9 @@ class Master:
             case lifecycle.Kill(slot):
                 if slot in self.workers:
                     self.workers[slot].kill()
+            case lifecycle.KillZygote():
+                if self.zygote is not None:
+                    self.zygote.kill()
             case lifecycle.CloseDoor():
                 self._close_door()
             case lifecycle.RefuseWaiting():
@@ -212,6 +244,15 @@ class Master:
             case lifecycle.Exit(code):
                 if not self.exit_code.done():
                     self.exit_code.set_result(code)
+
+    def _worker_in(self, slot: int) -> tuple[Child, int] | None:
+        """The slot's process and its number."""
+        child = self.workers.get(slot)
+        return (child, self.overseer.slots[slot - 1].number) if child is not None else None
+
+    def _name(self, core: int) -> str:
+        """ "worker 3", for the log."""
+        return f"worker {self.overseer.slots[core // self.threads].number}"
 
     def _cores(self, slot: int) -> range:
         return range((slot - 1) * self.threads, slot * self.threads)
@@ -274,7 +315,7 @@ class Master:
 
     # ---- workers ----
 
-    def _fork(self, slot: int) -> None:
+    def _fork(self, slot: int, number: int) -> None:
         """Register the slot's cores, then ask the zygote for the process."""
         assert self.control is not None
         theirs: list[int] = []
@@ -283,41 +324,52 @@ class Master:
                 ours, far = processes.make_channel()
                 self.front.add_core(core, ours, far)
                 theirs.append(far)
-            self.outputs[slot], pipe = processes.output_pipe()
+            output, pipe = processes.output_pipe()
+            theirs.append(pipe)
+            tracebacks, pipe = processes.output_pipe()
+            theirs.append(pipe)
+            self.pipes[slot] = output, tracebacks
             self.ready_cores[slot] = 0
             try:
-                socket.send_fds(self.control, [messages.encode(Message(Kind.FORK, slot))], [*theirs, pipe])
+                socket.send_fds(self.control, [messages.encode(Message(Kind.FORK, slot, number))], theirs)
             finally:
-                os.close(pipe)
+                for pipe in theirs[-2:]:
+                    os.close(pipe)
         except OSError as error:
             self.loop.call_soon(self.handle, lifecycle.ForkFailed(slot, error.strerror or str(error)))
 
     def _forked(self, slot: int, pid: int) -> None:
-        output = self.outputs.pop(slot, None)
-        if output is None:  # the slot was given up meanwhile
+        pipes = self.pipes.pop(slot, None)
+        if pipes is None:  # the slot was given up meanwhile
             os.kill(pid, signal.SIGKILL)
             return
+        chance = random.random()
         try:
             pidfd = os.pidfd_open(pid)
         except OSError as error:
             # It died so early that it was reaped as a stranger; or there is no descriptor to watch it with, and
             # a worker that nobody watches must not serve.
-            os.close(output)
+            for pipe in pipes:
+                os.close(pipe)
             if not isinstance(error, ProcessLookupError):
-                self.log.say(f"worker {slot} can't be watched: {error.strerror}")
+                self.log.say(f"process {pid} can't be watched: {error.strerror}")
                 os.kill(pid, signal.SIGKILL)  # still ours: nobody has reaped it
-            self.handle(lifecycle.Forked(slot, pid))
+            self.handle(lifecycle.Forked(slot, pid, chance))
             self.handle(lifecycle.WorkerGone(slot, self.strangers.pop(pid, -signal.SIGKILL)))
             return
-        worker = self.workers[slot] = Child(pid, pidfd, output)
+        worker = self.workers[slot] = Child(pid, pidfd, *pipes)
         self._watch_output(worker)
-        self.handle(lifecycle.Forked(slot, pid))
+        self.handle(lifecycle.Forked(slot, pid, chance))
         self.loop.add_reader(pidfd, self._worker_gone, slot, worker)
 
     def _worker_gone(self, slot: int, worker: Child) -> None:
         self.loop.remove_reader(worker.pidfd)
         status = worker.reap()
         self._end_output(worker)
+        if traceback_ := worker.take_tracebacks():
+            text = traceback_.decode("utf-8", "backslashreplace").rstrip()
+            self.log.say(f"{self._name((slot - 1) * self.threads)} (pid: {worker.pid}) left a traceback:\n{text}")
+        os.close(worker.tracebacks)
         del self.workers[slot]
         self.handle(lifecycle.WorkerGone(slot, status))
 
@@ -325,8 +377,29 @@ class Master:
         for core in self._cores(slot):
             self.front.remove_core(core)
         self.ready_cores.pop(slot, None)
-        if slot in self.outputs:
-            os.close(self.outputs.pop(slot))
+        for pipe in self.pipes.pop(slot, ()):
+            os.close(pipe)
+
+    # ---- recycling ----
+
+    async def _look_at_workers(self) -> None:
+        """Tell the lifecycle what every worker has served and what memory it holds."""
+        settings = self.settings.recycling
+        memory_at = 0.0
+        while True:
+            await asyncio.sleep(RECYCLING_LOOK)
+            memory = settings.watches_memory and time.monotonic() >= memory_at
+            if memory:
+                memory_at = time.monotonic() + settings.memory_interval
+            figures = {slot: self._figures(slot, child, memory) for slot, child in self.workers.items()}
+            self.handle(lifecycle.Looked(figures))
+
+    def _figures(self, slot: int, child: Child, memory: bool) -> Figures:
+        rss = address_space = 0
+        if memory:
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                rss, address_space, *_ = psutil.Process(child.pid).memory_info()
+        return Figures(self.front.served_by(slot - 1), rss, address_space)
 
     def _housekeep(self) -> None:
         """Reap orphans that fell to us (PID 1, subreaper): one by one, never a child that somebody waits for."""
@@ -384,12 +457,15 @@ class Master:
 
     def tick_wanted(self) -> None:
         """Something is open: look after it every TICK."""
+        self.harakiri.busy.set()
         self.loop.call_later(TICK, self._tick)
 
     def _tick(self) -> None:
         self.ticks += 1
         if self.ticks % 10 == 0:
             self._take_back_unbegun()
+        if self.front.in_progress:
+            self.harakiri.busy.set()
         again = self.front.tick()
         self.front.take_logs()
         if again:
@@ -398,11 +474,13 @@ class Master:
     def _take_back_unbegun(self) -> None:
         for core in self.front.not_begun(NOT_BEGUN):
             if self.front.idle and self.front.take_back(core):
-                slot, number = divmod(core, self.threads)
                 self.log.say(
-                    f"worker {slot + 1} core {number} had not begun its request after {NOT_BEGUN:g} s "
+                    f"{self._name(core)} core {core % self.threads} had not begun its request after {NOT_BEGUN:g} s "
                     f"(is it stopped?); another core has it now"
                 )
+
+    def worker_alive(self, core: int) -> None:
+        self.handle(lifecycle.WorkerAlive(core // self.threads + 1))
 
     def core_ready(self, core: int) -> None:
         slot = core // self.threads + 1
@@ -412,6 +490,24 @@ class Master:
 
     def request_lines(self, lines: bytes) -> None:
         self.log.write(lines)
+
+    def lines_dropped(self, core: int, count: int) -> None:
+        self.log.say(f"*** {count} request lines of {self._name(core)} were dropped: the master was not running")
+
+    def request_lost(self, request: Request, status: int) -> None:
+        what = f"request {request.id} ({request.method} {request.uri} from {request.address or 'an unnamed client'})"
+        how = f"was answered {status}" if status else "was cut, its answer begun"
+        self.log.say(f"{self._name(request.core)} core {request.core % self.threads}: {what} {how}: its worker died")
+
+    def queue_full(self, listener: int, waiting: int, oldest: float) -> None:
+        name, fd = self.listeners[listener].address.name, self.listeners[listener].socket.fileno()
+        self.log.say(
+            f'*** uWSGI listen queue of socket "{name}" (fd: {fd}) full !!! ({waiting}/{self.waiting_limit}) ***'
+            f" the oldest request has waited {oldest:.3f} s; more than these get 503"
+        )
+
+    def queue_has_room(self, turned_away: int, seconds: float) -> None:
+        self.log.say(f"the listen queue has room again: {turned_away} requests got 503 within {seconds:.3f} s")
 
     def request_refused(self, listener: str, kind: str, status: int, why: str) -> None:
         answered = f"answered {status}" if status else "closed"
@@ -434,17 +530,12 @@ class Master:
         self._complain("accept", "paused", f"*** no connections are accepted for a moment: {why} (max-fd sets a limit)")
 
     def push_refused(self, core: int, why: str) -> None:
-        slot = core // self.threads + 1
-        self._complain(f"worker {slot}", "push", f"worker {slot} could not be given a request: {why}; trying again")
+        worker = self._name(core)
+        self._complain(worker, "push", f"{worker} could not be given a request: {why}; trying again")
 
     def descriptor_lost(self, core: int) -> None:
-        slot = core // self.threads + 1
-        self._complain(
-            f"worker {slot}",
-            "descriptor",
-            f"worker {slot} had no free descriptor to take a request with; the request waits for another core "
-            f"(does the application leak descriptors? ulimit -n sets the limit)",
-        )
+        why = "had no free descriptor to take a request with (does the application leak them? ulimit -n is the limit)"
+        self.loop.call_soon(self.handle, lifecycle.WorkerWorn(core // self.threads + 1, why))
 
     def channel_lost(self, core: int) -> None:
         """Called within the front's callback: what is to be done reaches into the front again, so later."""

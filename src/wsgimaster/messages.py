@@ -7,13 +7,13 @@ import struct
 from enum import IntEnum
 from typing import NamedTuple
 
-VERSION = 1
-_FORMAT = struct.Struct("<BBiiid")  # version, kind, slot, pid, error, seconds
+VERSION = 2
+_FORMAT = struct.Struct("<BBiiiid")  # version, then the fields of Message
 
 
 class Kind(IntEnum):
     # master to zygote
-    FORK = 1  # slot; the descriptors that come along are the channels of its cores and its output pipe
+    FORK = 1  # slot, number; along come the channels of its cores and the pipes for its output and its tracebacks
     # zygote to master
     LOADED = 2  # ready to fork; seconds: how long loading took; error: 0 with the application, 1 without
     FORKED = 3  # slot, pid
@@ -23,6 +23,7 @@ class Kind(IntEnum):
 class Message(NamedTuple):
     kind: Kind
     slot: int = 0
+    number: int = 0  # of the worker, 1 to `processes`
     pid: int = 0
     error: int = 0
     seconds: float = 0.0
@@ -39,5 +40,5 @@ def decode(data: bytes) -> Message:
     """Raises ValueError for anything that isn't a message of this version."""
     if len(data) != SIZE or data[0] != VERSION:
         raise ValueError(f"{data[:16]!r} is no message of version {VERSION}")
-    _, kind, slot, pid, error, seconds = _FORMAT.unpack(data)
-    return Message(Kind(kind), slot, pid, error, seconds)
+    _, kind, slot, number, pid, error, seconds = _FORMAT.unpack(data)
+    return Message(Kind(kind), slot, number, pid, error, seconds)

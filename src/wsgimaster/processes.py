@@ -30,7 +30,9 @@ class Child:
     pid: int
     pidfd: int
     output: int  # our end of the pipe behind its fds 1 and 2
+    tracebacks: int = -1  # of the pipe that its signal handlers write to; a zygote has none
     lines: LineAssembler = field(default_factory=LineAssembler)
+    alive: bool = True  # not yet reaped
 
     def kill(self) -> None:
         signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
@@ -39,6 +41,7 @@ class Child:
         """Its exit code, or minus the signal. Only after the pidfd became readable."""
         result = os.waitid(os.P_PID, self.pid, os.WEXITED)  # a pidfd that a loop watched is non-blocking
         os.close(self.pidfd)
+        self.alive = False
         assert result is not None
         return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
 
@@ -54,6 +57,13 @@ class Child:
             if not data:
                 return False
         return True
+
+    def take_tracebacks(self) -> bytes:
+        """What its signal handlers have written since the last time."""
+        try:
+            return os.read(self.tracebacks, 1 << 20) if self.tracebacks >= 0 else b""
+        except BlockingIOError:
+            return b""
 
 
 def output_pipe() -> tuple[int, int]:
@@ -96,6 +106,7 @@ def plan_for_zygote(settings: Settings, descriptors: tuple[int, int]) -> dict[st
         "processes": processes.processes,
         "threads": processes.threads,
         "timeout": settings.sockets.timeout,
+        "graceful_signal": settings.harakiri.graceful_signal if settings.harakiri.graceful_timeout else 0,
         "limit_as": processes.limit_as,
         "descriptors": list(descriptors),
         "titles": settings.titles.model_dump(),
@@ -142,6 +153,10 @@ def start_zygote(
 
 
 def descriptors_needed(settings: Settings) -> int:
-    """How many the master opens before the first client: two per core, two per process, and some of its own."""
+    """How many the master opens before the first client: two per core, three per process, and some of its own.
+
+    While workers are replaced there are more of both; with `recycle-budget` that is a tenth.
+    """
     cores = settings.processes.processes * settings.processes.threads
-    return 2 * cores + 2 * settings.processes.processes + len(settings.sockets.addresses) + 50
+    needed = 2 * cores + 3 * settings.processes.processes
+    return needed + needed // 10 + len(settings.sockets.addresses) + 60

@@ -50,6 +50,7 @@ class Sockets(Section):
     socket_owner: tuple[int, int] | None = None  # `chown-socket`: uid, gid; -1 leaves one as it is
     buffer_size: Annotated[int, Field(ge=1, le=65535)] = 65535
     timeout: Annotated[float, Field(gt=0)] = 4.0  # `socket-timeout`
+    queue_timeout: Annotated[float, Field(ge=0)] = 0.0  # seconds that a request may wait for a worker; 0: for ever
     allow_from: tuple[Network, ...] = ()
     forwarded_allow: tuple[Network, ...] = ()
     vacuum: bool = False
@@ -84,6 +85,7 @@ class Processes(Section):
     processes: Annotated[int, Field(ge=1, le=4096)] = 1
     threads: Annotated[int, Field(ge=1, le=250)] = 1  # cores per process; 250: channels sent in one SCM_RIGHTS
     reload_mercy: Annotated[float, Field(gt=0)] = 60.0  # `worker-reload-mercy`
+    spawn_timeout: Annotated[float, Field(gt=0)] = 60.0  # from asking for a fork to a sign of life
     limit_as: Annotated[int, Field(ge=1)] | None = None
     max_fd: Annotated[int, Field(ge=64)] | None = None
     dispatch: Dispatch = Dispatch.AUTO
@@ -96,6 +98,50 @@ class Processes(Section):
                 f"processes x threads is {self.processes * self.threads}, at most {MAX_CORES} are possible"
             )
         return self
+
+
+class Harakiri(Section):
+    """What happens to a request that takes too long."""
+
+    limit: Annotated[float, Field(ge=0)] = 0.0  # `harakiri`, seconds from the moment that a core takes it; 0: none
+    verbose: bool = False
+    graceful_timeout: Annotated[float, Field(ge=0)] = 0.0  # seconds from a soft exception to the kill; 0: no exception
+    graceful_signal: Annotated[int, Field(ge=1, le=64)] = 15
+    queue_threshold: Annotated[int, Field(ge=0)] = 0  # nothing is killed while fewer requests wait
+
+
+class Recycling(Section):
+    """When a worker is replaced by a fresh one. 0 or None: no such limit."""
+
+    max_requests: Annotated[int, Field(ge=0)] = 0
+    max_requests_delta: Annotated[int, Field(ge=0)] = 0
+    min_lifetime: Annotated[float, Field(ge=0)] = 10.0  # `min-worker-lifetime`, seconds
+    max_lifetime: Annotated[float, Field(ge=0)] = 0.0
+    max_lifetime_delta: Annotated[float, Field(ge=0)] = 0.0
+    rss: int | None = None  # `reload-on-rss`, bytes
+    address_space: int | None = None  # `reload-on-as`, bytes
+    evil_rss: int | None = None  # `evil-reload-on-rss`, bytes: killed at once
+    evil_address_space: int | None = None
+    memory_interval: Annotated[float, Field(gt=0)] = 1.0  # `mem-collector-freq`, seconds
+    budget: Annotated[int, Field(ge=0)] = 0  # `recycle-budget`: replacements at a time; 0: a tenth, at least one
+
+    @model_validator(mode="after")
+    def _a_life_has_a_length(self) -> Recycling:
+        if self.max_lifetime and self.min_lifetime >= self.max_lifetime:
+            raise ValueError(
+                f"max-worker-lifetime ({self.max_lifetime:g}) must be longer than"
+                f" min-worker-lifetime ({self.min_lifetime:g})"
+            )
+        return self
+
+    @property
+    def watches_memory(self) -> bool:
+        return bool(self.rss or self.address_space or self.evil_rss or self.evil_address_space)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody has to look at the workers at all."""
+        return bool(self.max_requests or self.max_lifetime or self.watches_memory)
 
 
 class Titles(Section):
@@ -131,6 +177,8 @@ class Settings(Section):
     sockets: Sockets = Sockets()
     app: App = App()
     processes: Processes = Processes()
+    harakiri: Harakiri = Harakiri()
+    recycling: Recycling = Recycling()
     titles: Titles = Titles()
     identity: Identity = Identity()
     logging: Logging = Logging()

@@ -11,11 +11,10 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 from wsgimaster import _process, _serve, loader
-from wsgimaster.errors import EXIT_NO_APP, AppLoadError
+from wsgimaster.errors import EXIT_NO_APP, AppLoadError, RequestTimeout
 
 # The version of uWSGI whose interface is kept; applications compare it.
 UWSGI_VERSION = b"2.0.31"
@@ -23,8 +22,8 @@ UWSGI_VERSION = b"2.0.31"
 
 def settle_in(plan: dict[str, Any], role: str) -> None:
     """In the zygote, before the application is imported: what it may rely on, as under uWSGI."""
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(name, _leave_to_master(os.getpid()))
+    for name in OURS:
+        signal.signal(name, LeaveToMaster())
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     sys.argv = ["uwsgi"]
@@ -32,18 +31,41 @@ def settle_in(plan: dict[str, Any], role: str) -> None:
     _process.set_title(title(plan, role))
 
 
-def _leave_to_master(owner: int) -> Callable[[int, Any], None]:
-    """Signals that reach a whole process group or cgroup (Ctrl-C, systemd) are the master's to act on.
+# Signals that reach a whole process group or cgroup (Ctrl-C, systemd): they are the master's to act on.
+OURS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-    A child that the application forks inherits the handler: there the signal does what it does by default.
-    """
 
-    def handler(number: int, _frame: Any) -> None:
-        if os.getpid() != owner:
+class LeaveToMaster:
+    """Does nothing, except in a child that the application forks: there, what the signal does by default."""
+
+    def __init__(self) -> None:
+        self.owner = os.getpid()
+
+    def __call__(self, number: int, _frame: Any) -> None:
+        if os.getpid() != self.owner:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    return handler
+
+class Soften(LeaveToMaster):
+    """The handler of `harakiri-graceful-signal`: ends the request that the master wants to end, and nothing else."""
+
+    def __init__(self, core: _serve.Core) -> None:
+        super().__init__()
+        self.core = core
+
+    def __call__(self, number: int, frame: Any) -> None:
+        if self.core.asked_to_stop():
+            raise RequestTimeout("the request has run for longer than harakiri")
+        super().__call__(number, frame)
+
+
+def set_handler(number: int, handler: LeaveToMaster) -> None:
+    """Unless the application has a handler of its own, which is what it wants to happen."""
+    if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler) or isinstance(
+        signal.getsignal(number), LeaveToMaster
+    ):
+        signal.signal(number, handler)
 
 
 def title(plan: dict[str, Any], role: str) -> str:
@@ -64,27 +86,31 @@ def load_application(plan: dict[str, Any]) -> Any:
         return None
 
 
-def run(plan: dict[str, Any], slot: int, descriptors: list[int], board_fd: int, application: Any) -> NoReturn:
-    """Everything from the fork to the exit. slot: 1 to processes."""
+def run(
+    plan: dict[str, Any], slot: int, number: int, descriptors: list[int], board_fd: int, application: Any
+) -> NoReturn:
+    """Everything from the fork to the exit. slot: 1 to 2 x processes; number: the worker's, 1 to processes."""
     status = 1
     try:
-        *channels, output = descriptors
+        *channels, output, tracebacks = descriptors
+        _serve.say_alive(channels[0])
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.close(output)
-        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(name, _leave_to_master(os.getpid()))
-        _process.set_title(title(plan, f"worker {slot}"))
+        for name in OURS:
+            set_handler(name, LeaveToMaster())
+        _process.set_title(title(plan, f"worker {number}"))
         set_limits(plan)
         if application is None:
-            application = load_in_worker(plan, slot)
-        serve(plan, slot, channels, board_fd, application)
+            application = load_in_worker(plan, number)
+        _serve.expect_the_worst(tracebacks)
+        serve(plan, slot, number, channels, board_fd, application)
         status = 0
     except SystemExit as leaving:
         status = leaving.code if isinstance(leaving.code, int) else 1
     except OSError as error:
         # The channels are unusable: requests can't come any more, so don't wait for the application's threads.
-        os.write(2, f"worker {slot}: {error}; leaving\n".encode())
+        os.write(2, f"worker {number}: {error}; leaving\n".encode())
         os._exit(1)
     except BaseException:
         traceback.print_exc()
@@ -99,12 +125,12 @@ def set_limits(plan: dict[str, Any]) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def load_in_worker(plan: dict[str, Any], slot: int) -> Any:
+def load_in_worker(plan: dict[str, Any], number: int) -> Any:
     """`lazy-apps`, or a zygote without an application. Exits under `need-app`."""
     application = load_application(plan) if plan["lazy"] else None
     if application is None and plan["required"]:
         sys.exit(EXIT_NO_APP)
-    if application is None and plan["lazy"] and slot == 1:
+    if application is None and plan["lazy"] and number == 1:
         say_that_nothing_is_served()
     return application or no_application
 
@@ -122,7 +148,7 @@ def no_application(_environ: Any, start_response: Any) -> list[bytes]:
     return [b"Internal Server Error"]
 
 
-def serve(plan: dict[str, Any], slot: int, channels: list[int], board_fd: int, application: Any) -> None:
+def serve(plan: dict[str, Any], slot: int, number: int, channels: list[int], board_fd: int, application: Any) -> None:
     """One core per channel; core 1 in the main thread, since applications use signal.alarm."""
     memory = mmap.mmap(board_fd, 0)
     threads = len(channels)
@@ -130,10 +156,10 @@ def serve(plan: dict[str, Any], slot: int, channels: list[int], board_fd: int, a
         _serve.Core(
             channel,
             memory,
-            (slot - 1) * threads + number,
-            number,
+            (slot - 1) * threads + core_id,
+            core_id,
             application,
-            base_environ(plan, number),
+            base_environ(plan, core_id),
             plan["timeout"],
             log_all=plan["log_all"],
             log_4xx=plan["log_4xx"],
@@ -141,12 +167,14 @@ def serve(plan: dict[str, Any], slot: int, channels: list[int], board_fd: int, a
             complain=lambda text: print(text, file=sys.stderr),
             report=report_exception,
         )
-        for number, channel in enumerate(channels)
+        for core_id, channel in enumerate(channels)
     ]
     others = [
-        threading.Thread(target=serve_or_exit, args=(core,), name=f"uWSGIWorker{slot}Core{number}", daemon=True)
-        for number, core in enumerate(cores[1:], start=1)
+        threading.Thread(target=serve_or_exit, args=(core,), name=f"uWSGIWorker{number}Core{core_id}", daemon=True)
+        for core_id, core in enumerate(cores[1:], start=1)
     ]
+    if plan["graceful_signal"] and threads == 1:
+        set_handler(plan["graceful_signal"], Soften(cores[0]))
     for thread in others:
         thread.start()
     cores[0].serve()

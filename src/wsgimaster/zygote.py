@@ -99,10 +99,10 @@ class Zygote:
                 os.set_inheritable(fd, False)  # recv_fds ignores MSG_CMSG_CLOEXEC in Python 3.11
             message = self.messages.decode(data)
             if message.kind == kind.FORK:
-                self.fork(message.slot, descriptors)
+                self.fork(message.slot, message.number, descriptors)
 
-    def fork(self, slot: int, descriptors: list[int]) -> None:
-        """The descriptors: the channels of the worker's cores, then its output pipe."""
+    def fork(self, slot: int, number: int, descriptors: list[int]) -> None:
+        """The descriptors: the channels of the worker's cores, then the pipes for its output and its tracebacks."""
         from wsgimaster import _process, worker
 
         try:
@@ -112,14 +112,14 @@ class Zygote:
         else:
             if pid == 0:
                 self.control.close()
-                worker.run(self.plan, slot, descriptors, self.board_fd, self.application)
+                worker.run(self.plan, slot, number, descriptors, self.board_fd, self.application)
             self.say(self.messages.Kind.FORKED, slot, pid)
         for fd in descriptors:
             os.close(fd)
 
     def say(self, kind: Any, slot: int = 0, pid: int = 0, error: int = 0, seconds: float = 0.0) -> None:
         try:
-            self.control.send(self.messages.encode(self.messages.Message(kind, slot, pid, error, seconds)))
+            self.control.send(self.messages.encode(self.messages.Message(kind, slot, 0, pid, error, seconds)))
         except OSError:
             os._exit(0)  # the master is gone
 

@@ -22,10 +22,12 @@ from wsgimaster.config.values import READERS, Context, Value, is_on, shortened
 from wsgimaster.errors import ConfigError, ConfigErrors
 from wsgimaster.settings import (
     App,
+    Harakiri,
     Identity,
     Logging,
     Processes,
     Protocol,
+    Recycling,
     Settings,
     Sockets,
     Titles,
@@ -35,6 +37,8 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "sockets": Sockets,
     "app": App,
     "processes": Processes,
+    "harakiri": Harakiri,
+    "recycling": Recycling,
     "titles": Titles,
     "identity": Identity,
     "logging": Logging,
@@ -218,6 +222,10 @@ class _Build:
             return SECTIONS[name](**values)
         except ValidationError as error:
             for problem in error.errors():
+                if not problem["loc"]:  # several options together don't fit: told where the last of them was set
+                    index = max(place for key, place in self._origin.items() if key.startswith(prefix))
+                    self._refuse(index, self.gathered.assignments[index], str(problem["ctx"]["error"]))
+                    continue
                 index = self._origin[f"{name}.{problem['loc'][0]}"]
                 assignment = self.gathered.assignments[index]
                 message = problem["msg"].removeprefix("Input ").removeprefix("should ")

@@ -1,0 +1,221 @@
+"""The monitor of requests that take too long: a coroutine of the master, and one task for each request that it ends.
+
+Theory of operation
+
+A request's deadline is `harakiri` seconds after a core took it, or the application's own if that is earlier; never is
+it ended before. Then, step by step:
+
+    soft       under `harakiri-graceful-timeout` (one thread): a signal makes the worker's main thread raise
+               RequestTimeout, so that `finally` and error reporters run. A request that ends has got its 504, and the
+               worker lives on. Otherwise, after the timeout:
+    condemn    the worker gets no more requests, and its replacement is asked for
+    answer     a signal to the stuck thread, whose handler in C (_rescue.pxd) answers 504 and writes the traceback
+    wait       for the worker's other threads: they have their own deadlines, and the mercy
+    dump       the tracebacks of the other threads, last, since that can crash the worker
+    kill       SIGKILL. What is left gets 502; a request that the handler could not answer (the process was stopped, or
+               sleeps uninterruptibly) gets its 504 from the master's own descriptor
+
+The log says all of it in one piece, with uWSGI's markers, which alarms grep for.
+
+Runs in: the master.
+"""
+
+import asyncio
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from wsgimaster import lifecycle
+from wsgimaster._front import Front, Request
+from wsgimaster.lifecycle import Event
+from wsgimaster.log import LogWriter
+from wsgimaster.processes import Child
+from wsgimaster.settings import Harakiri
+
+LOOK = 0.1  # seconds between looks for deadlines of the applications' own
+HANDLER_TIME = 0.05  # seconds for a signal handler to answer and to write a traceback
+STEP = 0.002  # seconds between looks whether it has
+NEIGHBOURS_STEP = 0.02
+DEATH_TIME = 0.2  # seconds that a killed process takes at most, unless it sleeps uninterruptibly
+
+
+class Monitor:
+    """threads: cores per process; mercy: `worker-reload-mercy`, seconds; handle: takes events of the lifecycle.
+
+    worker_in: the process in a slot and the worker's number, or None.
+    """
+
+    def __init__(
+        self,
+        settings: Harakiri,
+        threads: int,
+        mercy: float,
+        front: Front,
+        log: LogWriter,
+        handle: Callable[[Event], None],
+        worker_in: Callable[[int], tuple[Child, int] | None],
+    ) -> None:
+        self.settings, self.threads, self.mercy = settings, threads, mercy
+        self.front, self.log = front, log
+        self.handle, self.worker_in = handle, worker_in
+        self.busy = asyncio.Event()  # set whenever requests may be running
+        self.ended = 0
+        self._softened: dict[int, tuple[str, float]] = {}  # by core: the request's id, when it is killed
+        self._spared: dict[int, str] = {}  # by core: a request below harakiri-queue-threshold that was told of
+        self._ending: Counter[int] = Counter()  # by slot: requests whose traceback is being taken
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._killers: set[int] = set()  # slots
+
+    async def watch(self) -> None:
+        """For ever. Wakes at the next deadline, and ten times a second while requests run, else never."""
+        while True:
+            await self.busy.wait()
+            overdue, due = self.front.overdue(self.settings.limit)
+            for core in overdue:
+                self._begin(core)
+            if not self.front.in_progress:
+                self.busy.clear()
+                continue
+            times = [due, *(kill_at for _, kill_at in self._softened.values())]
+            now = time.monotonic()
+            waits = [when - now for when in times if when > now]
+            await asyncio.sleep(min([LOOK, *(wait + 0.001 for wait in waits)]))  # uvloop counts whole milliseconds
+
+    def _begin(self, core: int) -> None:
+        """The core's request is past its deadline: the next step for it."""
+        request = self.front.describe(core)
+        worker = self.worker_in(core // self.threads + 1)
+        if request is None or worker is None:
+            return
+        if self.front.waiting < self.settings.queue_threshold:
+            if self._spared.get(core) != request.id:
+                self._spared[core] = request.id
+                self.log.say(f"HARAKIRI: Skipping harakiri on worker {worker[1]}: {self._why_spared()}")
+            return
+        softened, kill_at = self._softened.get(core, ("", 0.0))
+        if softened != request.id and self.settings.graceful_timeout and self.threads == 1 and request.begun:
+            self._soften(request, *worker)
+            return
+        if softened == request.id and time.monotonic() < kill_at:
+            return
+        self._softened.pop(core, None)
+        self.front.condemn(core)
+        task = asyncio.get_running_loop().create_task(self._end(request, *worker, try_=2 if kill_at else 1))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _why_spared(self) -> str:
+        waiting, threshold = self.front.waiting, self.settings.queue_threshold
+        return f"{waiting} requests are waiting, harakiri-queue-threshold is {threshold}"
+
+    def _soften(self, request: Request, child: Child, number: int) -> None:
+        timeout = self.settings.graceful_timeout
+        self._softened[request.core] = (request.id, time.monotonic() + timeout)
+        lines = [*self._head(request, child, number, try_=1), self._what_it_did(request)]
+        lines.append(f"HARAKIRI: next harakiri (kill) on worker {number} in {timeout:g} s")
+        self.log.say("\n".join(lines))
+        self.front.soften(request.core)
+        signal.pidfd_send_signal(child.pidfd, self.settings.graceful_signal)
+
+    async def _end(self, request: Request, child: Child, number: int, try_: int) -> None:
+        slot = request.core // self.threads + 1
+        self.ended += 1
+        self._ending[slot] += 1
+        lines = self._head(request, child, number, try_)
+        if self.settings.verbose:
+            lines[1:1] = self._kernel_state(request, child)
+        self.handle(lifecycle.WorkerStuck(slot))
+        traceback = await self._dump(request.core, child, every_thread=False)
+        answered = self.front.release(request.core)
+        if answered:
+            lines.append(f"{self._what_it_did(request)}; answered 504")
+        elif self.front.is_stuck(request.core):
+            lines.append(self._what_it_did(request))
+        else:
+            lines.append(f"HARAKIRI: request {request.id} ended by itself at the last moment")
+        if traceback:
+            lines.append(f"HARAKIRI: traceback of worker {number} core {request.core % self.threads}:\n{traceback}")
+        lines.append(f"HARAKIRI triggered by worker {number} core {request.core % self.threads} !!!")
+        self.log.say("\n".join(lines))
+        self._ending[slot] -= 1
+        if slot not in self._killers:
+            self._killers.add(slot)
+            await self._kill(request.core, child, number)
+            self._killers.discard(slot)
+
+    async def _kill(self, core: int, child: Child, number: int) -> None:
+        """When the other threads are done."""
+        slot = core // self.threads + 1
+        cores = range((slot - 1) * self.threads, slot * self.threads)
+        patience = time.monotonic() + self.mercy
+        while (self._ending[slot] or self.front.running_in(slot - 1)) and time.monotonic() < patience and child.alive:
+            await asyncio.sleep(NEIGHBOURS_STEP)
+        if not child.alive or not any(self.front.is_stuck(core) for core in cores):
+            return  # it has left, or is about to: all its cores were told to
+        others = await self._dump_others(core, child)
+        if others:
+            self.log.say(f"HARAKIRI: traceback of all threads of worker {number} (pid: {child.pid}):\n{others}")
+        if not child.alive:  # the dump can do that
+            return
+        child.kill()
+        over = time.monotonic() + DEATH_TIME
+        while child.alive and time.monotonic() < over:
+            await asyncio.sleep(NEIGHBOURS_STEP)
+        for core in cores if child.alive else ():  # it sleeps uninterruptibly, and never comes back to its own code
+            if self.front.is_stuck(core) and self.front.answer_for(core, 504):
+                self.log.say(f"worker {number} (pid: {child.pid}) doesn't die; its request was answered 504")
+
+    async def _dump(self, core: int, child: Child, every_thread: bool) -> str:
+        """Poke the thread, and collect what its handler writes."""
+        before, text = self.front.dumps(core), b""
+        over = time.monotonic() + HANDLER_TIME
+        if not child.alive or not self.front.poke(core, child.pid, every_thread):
+            return ""
+        while self.front.dumps(core) == before and time.monotonic() < over and child.alive:
+            text += child.take_tracebacks()
+            await asyncio.sleep(STEP)
+        return (text + child.take_tracebacks()).decode("utf-8", "backslashreplace").rstrip()
+
+    async def _dump_others(self, core: int, child: Child) -> str:
+        try:
+            threads = psutil.Process(child.pid).num_threads()
+        except psutil.Error:
+            return ""
+        return await self._dump(core, child, every_thread=True) if threads > 1 else ""
+
+    # ---- what the log says ----
+
+    def _head(self, request: Request, child: Child, number: int, try_: int) -> list[str]:
+        soft = "yes" if self.settings.graceful_timeout and self.threads == 1 and try_ == 1 else "no"
+        lines = [f"*** HARAKIRI ON WORKER {number} (pid: {child.pid}, try: {try_}, graceful: {soft}) ***"]
+        lines.append(f"HARAKIRI !!! worker {number} status !!!")
+        first = request.core - request.core % self.threads
+        for core in range(first, first + self.threads):
+            if (one := self.front.describe(core)) is not None:
+                since = int(time.time() - (time.monotonic() - one.started))
+                where = f"{one.address} - {one.method} {one.uri}"
+                lines.append(f"HARAKIRI [core {core - first}] {where} since {since}")
+        lines.append(f"HARAKIRI !!! end of worker {number} status !!!")
+        return lines
+
+    def _what_it_did(self, request: Request) -> str:
+        ran = time.monotonic() - request.started
+        where = f"{request.method} {request.uri} from {request.address or 'an unnamed client'}"
+        how = "was running for" if request.begun else "was not even begun by its worker within"
+        text = f"HARAKIRI: request {request.id} ({where}) {how} {ran:.3f} s (harakiri = {self.settings.limit:g})"
+        return f"{text} after {request.waited:.3f} s in the queue" + (", its answer begun" if request.sent else "")
+
+    def _kernel_state(self, request: Request, child: Child) -> list[str]:
+        """Where the kernel says that it is; often not readable for us, then nothing is said."""
+        lines = []
+        for name in ("syscall", "wchan"):
+            try:
+                text = Path(f"/proc/{child.pid}/task/{self.front.thread_of(request.core)}/{name}").read_text().strip()
+            except OSError:
+                continue
+            lines.append(f"HARAKIRI: -- {name}> {text}")
+        return lines
