@@ -137,6 +137,11 @@ class _Build:
             return None
         settings = Settings.model_validate(sections)
         self._warn_of_open_sockets(settings)
+        if settings.harakiri.graceful_timeout and settings.processes.threads > 1:
+            self.notes.warnings.append(
+                "harakiri-graceful-timeout works with threads = 1 only: an exception can be raised in a process's main"
+                " thread and nowhere else; stuck requests are killed at once"
+            )
         return settings
 
     def _take(self, index: int, assignment: Assignment) -> None:
