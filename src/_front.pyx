@@ -197,12 +197,13 @@ ctypedef struct Core:
     int32_t far            # the worker's end, kept so that an unread message can be taken back
     int32_t client         # RUNNING connection, or -1
     uint64_t seq           # of the last message that asks for `done`
-    uint64_t pushed_ns
+    uint64_t pushed_ns     # the request; or, without one, the question for a report
     uint64_t waited_ns     # in the queue before that
     unsigned char *kept    # a copy of the request that was pushed last, for another core if this one never begins it
     uint32_t kept_bytes, kept_room
     uint64_t drops_told    # of slot.log_dropped
     uint8_t unasked        # BUSY without a request: the next tick asks it for a report
+    uint8_t asked          # it was, and hasn't answered yet
 
 ctypedef struct Process:
     int32_t running        # requests
@@ -322,7 +323,7 @@ cdef class Front:
     cdef bint even
     cdef object events, read_http_head
     cdef unsigned char *scratch
-    cdef int idle_cores, leaving_cores, running
+    cdef int idle_cores, leaving_cores, running, asked
     cdef bint paused, ticking
     cdef bint finished_some       # since the last tick: their lines are in the rings, and only a tick takes them
     cdef bint overloaded          # more requests came than may wait, and it hasn't eased off since
@@ -426,7 +427,8 @@ cdef class Front:
         return 0
 
     cdef bint anything_open(self):
-        return bool(self.running or self.queue.length or self.heads.length or self.lingerers.length or self.paused)
+        return bool(self.running or self.queue.length or self.heads.length or self.lingerers.length or self.paused
+                    or self.asked)
 
     cdef void ask_for_ring(self):
         """Before sleeping: must a worker that finishes wake us? If so, look once more, since one may just have."""
@@ -859,6 +861,9 @@ cdef class Front:
         self.cores[core].unasked = send_short(self.cores[core].channel, MESSAGE_NOP, self.cores[core].seq + 1) < 0
         if not self.cores[core].unasked:
             self.cores[core].seq += 1
+            self.cores[core].pushed_ns = now_ns()
+            self.asked += not self.cores[core].asked
+            self.cores[core].asked = True
 
     # ---- 6 finish ----
 
@@ -890,6 +895,8 @@ cdef class Front:
         if k.state not in (BUSY, LEAVING) or load_acquire(&slot.done) != k.seq:
             return 0  # a claim about a request that we didn't give: a stale bit, or the application's scribbling
         outcome = slot.outcome
+        self.asked -= k.asked
+        k.asked = False
         if fd >= 0:
             self.finished_some = True
             k.client = -1
@@ -1010,6 +1017,8 @@ cdef class Front:
             self.requeue(core)  # the message went with the worker, but the application never saw it
         fd = k.client
         request = self.describe(core) if fd >= 0 else None
+        self.asked -= k.asked
+        k.asked = False
         self.set_core(core, ABSENT)
         close(k.channel)  # leaves the epoll with it: nobody else holds our end
         close(k.far)
@@ -1129,6 +1138,12 @@ cdef class Front:
                 elif due and (earliest == 0 or due < earliest):
                     earliest = due
         return late, earliest / 1e9
+
+    def silent(self, double limit):
+        """The cores that have had no request and not answered a question for `limit` seconds: stopped processes."""
+        cdef uint64_t now = now_ns(), limit_ns = <uint64_t>(limit * 1e9)
+        return [core for core in range(self.core_count)
+                if limit_ns and self.cores[core].asked and self.cores[core].state == BUSY and now - self.cores[core].pushed_ns >= limit_ns]
 
     cdef uint64_t started(self, int core):
         """When the core took its request. What the slot says is a claim: not before the push, nor in the future."""
@@ -1415,6 +1430,11 @@ cdef class Front:
     def in_progress(self):
         """Requests that a core has."""
         return self.running
+
+    @property
+    def questioned(self):
+        """Cores without a request that haven't answered whether they are alive."""
+        return self.asked
 
     @property
     def draining(self):

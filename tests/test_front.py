@@ -8,6 +8,7 @@ import select
 import socket
 import struct
 import threading
+import time
 
 import pytest
 from support.wait import wait_until
@@ -293,6 +294,43 @@ def test_a_request_that_waits_for_too_long_gets_503(bench):
     bench.application.let_go.release()
     assert bench.answer(running).endswith(b"core 0")
     assert [path for _, path in bench.application.begun] == ["/wait"]
+
+
+DEADLINE_NS = 152  # in a slot: _layout.pxd
+
+
+def test_a_request_is_overdue_when_its_limit_is_over(bench):
+    bench = bench(processes=2).start(0, 1)
+    client = bench.ask("/wait")
+    bench.until(lambda: bench.application.begun)
+    (core,) = [core for core, _ in bench.application.begun]
+    late, due = bench.front.overdue(60.0)
+    assert late == []
+    assert 59 < due - time.monotonic() <= 60
+    wait_until(lambda: bench.front.overdue(0.05) == ([core], 0.0))
+    assert bench.front.overdue(0.0) == ([], 0.0)  # no limit
+    request = bench.front.describe(core)
+    assert (request.core, request.uri, request.begun, request.sent) == (core, "", True, False)
+    bench.front.condemn(core)
+    assert bench.front.overdue(0.05) == ([], 0.0)
+    assert bench.front.is_stuck(core)
+    bench.application.let_go.release()
+    assert bench.answer(client).endswith(b"core %d" % core)
+    assert not bench.front.is_stuck(core)
+
+
+def test_the_applications_own_deadline_counts_if_it_is_earlier(bench):
+    bench = bench().start(0)
+    bench.ask("/wait")
+    bench.until(lambda: bench.application.begun)
+    slots = struct.unpack_from("<IIIIQQQQ", bench.board.memory)[5]
+    own = time.monotonic_ns() + 5_000_000_000
+    struct.pack_into("<Q", bench.board.memory, slots + DEADLINE_NS, own)
+    assert bench.front.overdue(60.0) == ([], pytest.approx(own / 1e9))
+    assert bench.front.overdue(0.0) == ([], pytest.approx(own / 1e9))
+    assert bench.front.overdue(2.0)[1] < own / 1e9
+    struct.pack_into("<Q", bench.board.memory, slots + DEADLINE_NS, time.monotonic_ns())
+    assert bench.front.overdue(60.0) == ([0], 0.0)
 
 
 def test_who_left_the_queue_is_not_executed(bench):

@@ -156,6 +156,16 @@ def test_a_request_that_a_stopped_worker_never_began_is_served_by_its_replacemen
     server.wait_log("was not even begun by its worker")
 
 
+def test_a_stopped_worker_whose_request_went_to_another_is_replaced(start: Start) -> None:
+    server = start(options("processes = 2", "harakiri = 3"))
+    victim = int(uwsgi(server.address, "/quick").text)  # the warmest: it gets the next one, too
+    os.kill(victim, signal.SIGSTOP)
+    assert uwsgi(server.address, "/quick").status == 200
+    server.wait_log(rf"worker \d \(pid: {victim}\) has not stirred for 3 s")
+    wait_until(lambda: not is_running(victim))
+    server.wait_workers(2)
+
+
 def test_an_answer_that_had_begun_is_visibly_cut(start: Start) -> None:
     server = start(options("harakiri = 1", family="tcp"))
     answer = uwsgi(server.address, "/half_an_answer")

@@ -77,7 +77,9 @@ class Monitor:
             overdue, due = self.front.overdue(self.settings.limit)
             for core in overdue:
                 self._begin(core)
-            if not self.front.in_progress:
+            for core in self.front.silent(self.settings.limit):
+                self._bury(core)
+            if not self.front.in_progress and not self.front.questioned:
                 self.busy.clear()
                 continue
             times = [due, *(kill_at for _, kill_at in self._softened.values())]
@@ -107,6 +109,17 @@ class Monitor:
         task = asyncio.get_running_loop().create_task(self._end(request, *worker, try_=2 if kill_at else 1))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _bury(self, core: int) -> None:
+        """The core's request went to another one, since it didn't begin it, and it has said nothing since."""
+        slot = core // self.threads + 1
+        if (worker := self.worker_in(slot)) is not None:
+            self.log.say(
+                f"HARAKIRI: worker {worker[1]} (pid: {worker[0].pid}) has not stirred for {self.settings.limit:g} s"
+                f" (harakiri); was it stopped? Killing it"
+            )
+            self.handle(lifecycle.WorkerStuck(slot))
+            worker[0].kill()
 
     def _why_spared(self) -> str:
         waiting, threshold = self.front.waiting, self.settings.queue_threshold

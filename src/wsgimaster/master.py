@@ -464,7 +464,7 @@ class Master:
         self.ticks += 1
         if self.ticks % 10 == 0:
             self._take_back_unbegun()
-        if self.front.in_progress:
+        if self.front.in_progress or self.front.questioned:
             self.harakiri.busy.set()
         again = self.front.tick()
         self.front.take_logs()
