@@ -105,10 +105,20 @@ class Monitor:
         if softened == request.id and time.monotonic() < kill_at:
             return
         self._softened.pop(core, None)
+        state = self._kernel_state(request, worker[0]) if self.settings.verbose else []  # before a signal changes it
         self.front.condemn(core)
-        task = asyncio.get_running_loop().create_task(self._end(request, *worker, try_=2 if kill_at else 1))
+        poked = self._poke(core, worker[0], every_thread=False)  # the client first: others may be as late
+        lines = self._head(request, *worker, try_=2 if kill_at else 1)
+        lines[1:1] = state
+        task = asyncio.get_running_loop().create_task(self._end(request, *worker, lines, poked))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            context = {"message": "in the end of a request (harakiri)", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(context)
 
     def _bury(self, core: int) -> None:
         """The core's request went to another one, since it didn't begin it, and it has said nothing since."""
@@ -134,15 +144,13 @@ class Monitor:
         self.front.soften(request.core)
         signal.pidfd_send_signal(child.pidfd, self.settings.graceful_signal)
 
-    async def _end(self, request: Request, child: Child, number: int, try_: int) -> None:
+    async def _end(self, request: Request, child: Child, number: int, lines: list[str], poked: int) -> None:
+        """Its thread has been told: see to what it writes, and to its worker. lines: what the log says first."""
         slot = request.core // self.threads + 1
         self.ended += 1
         self._ending[slot] += 1
-        lines = self._head(request, child, number, try_)
-        if self.settings.verbose:
-            lines[1:1] = self._kernel_state(request, child)
         self.handle(lifecycle.WorkerStuck(slot))
-        traceback = await self._dump(request.core, child, every_thread=False)
+        traceback = await self._written(request.core, child, poked)
         answered = self.front.release(request.core)
         if answered:
             lines.append(f"{self._what_it_did(request)}; answered 504")
@@ -182,13 +190,15 @@ class Monitor:
             if self.front.is_stuck(core) and self.front.answer_for(core, 504):
                 self.log.say(f"worker {number} (pid: {child.pid}) doesn't die; its request was answered 504")
 
-    async def _dump(self, core: int, child: Child, every_thread: bool) -> str:
-        """Poke the thread, and collect what its handler writes."""
-        before, text = self.front.dumps(core), b""
-        over = time.monotonic() + HANDLER_TIME
-        if not child.alive or not self.front.poke(core, child.pid, every_thread):
-            return ""
-        while self.front.dumps(core) == before and time.monotonic() < over and child.alive:
+    def _poke(self, core: int, child: Child, every_thread: bool) -> int:
+        """Call the thread's handler. Returns what to wait for, -1 for nothing."""
+        before = self.front.dumps(core)
+        return before if child.alive and self.front.poke(core, child.pid, every_thread) else -1
+
+    async def _written(self, core: int, child: Child, poked: int) -> str:
+        """What the handler writes; until it says that it is done, or its time is over."""
+        text, over = b"", time.monotonic() + HANDLER_TIME
+        while self.front.dumps(core) == poked and time.monotonic() < over and child.alive:
             text += child.take_tracebacks()
             await asyncio.sleep(STEP)
         return (text + child.take_tracebacks()).decode("utf-8", "backslashreplace").rstrip()
@@ -198,7 +208,9 @@ class Monitor:
             threads = psutil.Process(child.pid).num_threads()
         except psutil.Error:
             return ""
-        return await self._dump(core, child, every_thread=True) if threads > 1 else ""
+        if threads == 1:
+            return ""
+        return await self._written(core, child, self._poke(core, child, every_thread=True))
 
     # ---- what the log says ----
 

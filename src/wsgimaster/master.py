@@ -13,6 +13,7 @@ import signal
 import socket
 import time
 import traceback
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import psutil
@@ -37,6 +38,21 @@ RECYCLING_LOOK = 0.5  # seconds between looks at what the workers have served
 LOG_MERCY = 2.0  # seconds for the last lines
 REPEAT = 60.0  # refusals of one kind are told once in this many seconds, with their number
 MAX_KINDS = 200  # of refusals that are remembered
+
+
+async def keep_going(
+    coroutine: Callable[[], Awaitable[None]],
+    report: Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None],
+    pause: float = 1.0,
+) -> None:
+    """Run it for ever. A defect in it is reported, and after `pause` seconds it starts again: one request that
+    can't be ended must not mean that none is, from then on."""
+    while True:
+        try:
+            await coroutine()
+        except Exception as error:
+            report(asyncio.get_running_loop(), {"message": f"in {coroutine.__qualname__}", "exception": error})
+        await asyncio.sleep(pause)
 
 
 class Master:
@@ -119,10 +135,10 @@ class Master:
             )
         self.loop.add_reader(self.front.epoll_fd, self.front.on_ready)
         self.loop.call_later(HOUSEKEEPING, self._housekeep)
-        coroutines = [self.harakiri.watch()]
+        coroutines: list[Callable[[], Awaitable[None]]] = [self.harakiri.watch]
         if self.settings.recycling.wanted:
-            coroutines.append(self._look_at_workers())
-        tasks = [self.loop.create_task(one) for one in coroutines]
+            coroutines.append(self._look_at_workers)
+        tasks = [self.loop.create_task(keep_going(one, self._report_defect)) for one in coroutines]
         self._perform(self.overseer.start())
         try:
             return await self.exit_code
