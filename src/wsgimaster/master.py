@@ -120,7 +120,6 @@ class Master:
         self.closing: set[int] = set()  # listeners whose door is closed and whose backlog isn't empty yet
         self.strangers: dict[int, int] = {}  # pid: status of children that nobody asked for
         self.timer: asyncio.TimerHandle | None = None
-        self.ticks = 0
         self.refusals: dict[tuple[str, str], tuple[float, int]] = {}  # when told last, how many since
         self.exit_code: asyncio.Future[int] = self.loop.create_future()
 
@@ -477,9 +476,7 @@ class Master:
         self.loop.call_later(TICK, self._tick)
 
     def _tick(self) -> None:
-        self.ticks += 1
-        if self.ticks % 10 == 0:
-            self._take_back_unbegun()
+        self._take_back_unbegun()
         if self.front.in_progress or self.front.questioned:
             self.harakiri.busy.set()
         again = self.front.tick()
