@@ -45,6 +45,7 @@ def test_the_table_is_as_large_as_uwsgi() -> None:
         "forwarded-allow",
         "dispatch",
         "dispatch-order",
+        "exit-deadline",
     }
 
 
@@ -167,6 +168,7 @@ MEANT = {
     "logfile": "logto",
     "strict-mode": None,
     "user": "uid",
+    "nice": "prio",
     "my-own-placeholder": None,
     "": None,
     "x" * 10_000: None,

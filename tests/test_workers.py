@@ -192,6 +192,7 @@ def test_env_chdir_and_pythonpath(start: Start, tmp_path: Path) -> None:
 
 LIMITS = {
     "limit-as": ("limit-as = 2048", "Max address space", 2048 * 1024 * 1024),
+    "limit-nproc": ("limit-nproc = 4000", "Max processes", 4000),
     "max-fd": ("max-fd = 500", "Max open files", 500),
 }
 
