@@ -290,6 +290,14 @@ def test_atexit_functions_run_before_the_deadline(start: Start) -> None:
     assert "exit-deadline" not in server.log()
 
 
+@pytest.mark.parametrize("lazy", ["false", "true"], ids=["before the fork", "lazy-apps"])
+def test_half_an_application_does_not_hold_up_need_app(start: Start, lazy: str) -> None:
+    """Its import has started a thread that never ends."""
+    lines = options(f"lazy-apps = {lazy}", "exit-deadline = 1").replace("= processes", "= processes:missing")
+    server = start(lines, env={"LEAVES": "thread"}, ready="nothing")
+    assert server.wait_exit(20) == 22
+
+
 def test_crash_at_the_end_of_a_worker_is_no_failure_of_the_stop(start: Start) -> None:
     server = start(options("processes = 2"), env={"LEAVES": "crash"})
     server.wait_workers(2)

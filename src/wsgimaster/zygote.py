@@ -84,7 +84,7 @@ class Zygote:
         if not self.plan["lazy"]:
             self.application = worker.load_application(self.plan)
             if self.application is None and self.plan["required"]:
-                sys.exit(EXIT_NO_APP)
+                worker.leave(EXIT_NO_APP, "zygote", self.plan["exit_deadline"])  # half an application may not end
             if self.application is None:
                 worker.say_that_nothing_is_served()
         gc.collect()
