@@ -281,6 +281,15 @@ def test_exit_deadline(start: Start, way: str) -> None:
     assert "DAMN" not in server.log()
 
 
+def test_exit_deadline_when_the_master_is_dead(start: Start) -> None:
+    """Nobody is left to kill the worker, nor to read what it says."""
+    server = start(options("processes = 2", "exit-deadline = 1"), env={"LEAVES": "lock"})
+    server.wait_workers(2)
+    server.signal(signal.SIGKILL)
+    server.wait_exit()
+    wait_until(lambda: not server.processes(), message="nothing is left")
+
+
 def test_atexit_functions_run_before_the_deadline(start: Start) -> None:
     server = start(options("processes = 2"), env={"LEAVES": "goodbye"})
     server.wait_workers(2)
