@@ -171,7 +171,8 @@ def test_nothing_grows_with_the_limit_of_descriptors(start: Start) -> None:
     for limit in (1024, largest_descriptor_limit()):
         server = start(options("processes = 2"), command=["prlimit", f"--nofile={limit}:{limit}", *COMMAND])
         pids = [server.pid, zygote_of(server).pid, *(worker.pid for worker in server.wait_workers(2))]
-        assert ask(server, "/hello") == "hello"
+        for pid in pids[2:]:
+            wait_until(lambda pid=pid: kinds(descriptors(pid))["/memfd"] == 2, message="the worker serves")
         assert {limits(pid, "Max open files") for pid in pids} == {(str(limit), str(limit))}
         memory.append([peak_memory(pid) for pid in pids])
     small, large = memory
@@ -184,7 +185,7 @@ def test_application_has_the_limit_that_the_server_was_started_with(start: Start
     (worker,) = server.wait_workers(1)
     assert limits(server.pid, "Max open files") == ("1400", "1400")
     for pid in (worker.pid, zygote_of(server).pid):
-        assert limits(pid, "Max open files") == ("700", "1400")
+        wait_until(lambda pid=pid: limits(pid, "Max open files") == ("700", "1400"))
 
 
 def test_many_threads_fit_a_low_limit(start: Start) -> None:
@@ -218,9 +219,14 @@ def test_processes_hold_their_own_descriptors_only(start: Start, thread: bool) -
             stack.enter_context(Connection(server.address)).send(packet(cgi("/hello"))[:9])
         replace_workers(server, 3)
         replace_workers(server, 3)
-        held = [descriptors(worker.pid) for worker in server.workers()]
+        pids = [worker.pid for worker in server.workers()]
+
+        def settled() -> bool:
+            return [kinds(descriptors(pid)) for pid in pids] == [WORKERS_OWN] * 3
+
+        wait_until(settled, message=lambda: str([descriptors(pid) for pid in pids]))
+        held = [descriptors(pid) for pid in pids]
         zygote = descriptors(zygote_of(server).pid)
-        assert [kinds(links) for links in held] == [WORKERS_OWN] * 3
         assert kinds(zygote) == ZYGOTES_OWN
         private = [{link for link in links if link.startswith(("socket:", "pipe:"))} for links in [*held, zygote]]
         assert len(set.union(*private)) == sum(len(links) for links in private), "nobody has another's"

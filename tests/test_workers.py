@@ -201,8 +201,8 @@ LIMITS = {
 def test_limits_of_a_worker(start: Start, line: str, name: str, value: int) -> None:
     server = start(options(line))
     (worker,) = server.wait_workers(1)
-    limits = Path(f"/proc/{worker.pid}/limits").read_text()
-    assert re.search(rf"^{name}\s+{value}\s", limits, re.MULTILINE), limits
+    limits = Path(f"/proc/{worker.pid}/limits")
+    wait_until(lambda: re.search(rf"^{name}\s+{value}\s", limits.read_text(), re.MULTILINE), message=limits.read_text)
 
 
 TITLES = {
