@@ -9,7 +9,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, find_packages, setup
 
 FLAGS = ["-O2", "-std=gnu11", "-Wall", "-Wno-unused-function", "-Wno-sign-compare"]
-LINK = []
+LINK = ["-lrt"]  # timer_create, in C libraries that still have it apart; elsewhere an empty one
 if sanitizer := os.environ.get("WSGIMASTER_SANITIZE"):
     FLAGS += [f"-fsanitize={sanitizer}", "-fno-omit-frame-pointer", "-g"]
     LINK += [f"-fsanitize={sanitizer}"]

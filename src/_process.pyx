@@ -1,4 +1,4 @@
-"""What Python can't ask the kernel for: forking a sibling, parent-death signals, process titles.
+"""What Python can't ask the kernel for: forking a sibling, parent-death signals, a deadline for the exit, process titles.
 
 Forking a sibling. A worker must be the master's own child, so that the master sees its true exit status, and it must be
 forked by the zygote, where the application is. Two ways:
@@ -12,6 +12,9 @@ forked by the zygote, where the application is. Two ways:
   subreaper (prctl PR_SET_CHILD_SUBREAPER).
 
 Python's own fork hooks (os.register_at_fork, the interpreter's) run exactly once either way.
+
+A deadline for the exit. What holds a worker up at its end may hold the interpreter's lock as well, so the end can't be
+left to Python: a timer of the kernel's sends a real-time signal, whose handler does only what a handler may do.
 """
 
 import os
@@ -19,12 +22,16 @@ import os
 cdef extern from * nogil:
     """
     #include <errno.h>
+    #include <poll.h>
+    #include <pthread.h>
     #include <sched.h>
     #include <signal.h>
+    #include <stdint.h>
     #include <string.h>
     #include <sys/prctl.h>
     #include <sys/syscall.h>
     #include <sys/wait.h>
+    #include <time.h>
     #include <unistd.h>
 
     #ifndef PR_GET_TID_ADDRESS
@@ -73,7 +80,48 @@ cdef extern from * nogil:
         close(ends[0]);
         return pid;
     }
+
+    #define DEADLINE_SIGNAL (SIGRTMIN + 9)
+
+    static struct deadline { char text[256]; size_t size; int status; } deadline;
+
+    static void on_deadline(int number) {
+        struct pollfd log = {2, POLLOUT, 0};
+        /* A pipe that nobody reads must not hold up what is to end: one that is writable takes a line at once. */
+        if (poll(&log, 1, 0) == 1 && (log.revents & POLLOUT) && !(log.revents & POLLERR)) {
+            ssize_t ignored = write(2, deadline.text, deadline.size);
+            (void)ignored;
+        }
+        _exit(deadline.status);
+    }
+
+    /* 0, or -1 with errno. */
+    static int start_deadline(int64_t nanoseconds) {
+        struct sigaction action = {0};
+        struct sigevent event = {0};
+        struct itimerspec once = {0};
+        sigset_t only;
+        timer_t timer;
+        action.sa_handler = on_deadline;
+        sigfillset(&action.sa_mask);
+        event.sigev_notify = SIGEV_SIGNAL;
+        event.sigev_signo = DEADLINE_SIGNAL;
+        once.it_value.tv_sec = nanoseconds / 1000000000;
+        once.it_value.tv_nsec = nanoseconds % 1000000000;
+        if (sigaction(DEADLINE_SIGNAL, &action, NULL) < 0) return -1;
+        sigemptyset(&only);
+        sigaddset(&only, DEADLINE_SIGNAL);
+        pthread_sigmask(SIG_UNBLOCK, &only, NULL); /* the application may have blocked all signals */
+        if (timer_create(CLOCK_MONOTONIC, &event, &timer) < 0) return -1;
+        return timer_settime(timer, 0, &once, NULL);
+    }
     """
+    struct Deadline "deadline":
+        char text[256]
+        size_t size
+        int status
+    Deadline deadline
+    int start_deadline(long long nanoseconds)
     int fork_sibling_alone()
     int fork_sibling_threaded()
     int prctl(int option, unsigned long value, unsigned long a, unsigned long b, unsigned long c)
@@ -128,6 +176,18 @@ def become_subreaper():
 def forbid_new_privileges():
     """No exec can give us or our descendants more rights than we have (set-user-id programs included)."""
     set_prctl(PR_SET_NO_NEW_PRIVS, 1, "PR_SET_NO_NEW_PRIVS")
+
+
+def exit_within(double seconds, int status, str line):
+    """End this process with `status` after so many seconds, whatever it does then; `line` goes to fd 2 before.
+
+    Raises OSError if the kernel has no timer for us; then nothing is changed.
+    """
+    cdef bytes text = line.encode("utf-8", "backslashreplace")[:255] + b"\n"
+    memcpy(deadline.text, <const char *>text, len(text))
+    deadline.size, deadline.status = len(text), status
+    if start_deadline(<long long>(seconds * 1e9)) < 0:
+        raise OSError(errno, f"timer_create: {os.strerror(errno)}")
 
 
 def set_title(str title):

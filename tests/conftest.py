@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from support.harness import Program, Server
+from support.harness import Program, Server, readable_interpreter
 
 LOG_END = 20_000  # characters of a log that a failure shows
 
@@ -35,3 +35,10 @@ def start() -> Iterator[type[Server]]:
     """Start servers for one test: what Server takes; they end with the test."""
     with ExitStack() as stack:
         yield lambda *args, **kwargs: stack.enter_context(Server(*args, **kwargs))
+
+
+@pytest.fixture(scope="session")
+def readable() -> Iterator[list[str]]:
+    """What to put in front of the server's command for a user other than root."""
+    with readable_interpreter() as prefix:
+        yield prefix

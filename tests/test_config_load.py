@@ -88,7 +88,14 @@ WORKING: dict[str, tuple[str, str, Any]] = {
     "worker-reload-mercy": ("worker-reload-mercy = 5", "processes.reload_mercy", 5.0),
     "limit-as is MiB": ("limit-as = 2048", "processes.limit_as", 2048 * 1024 * 1024),
     "limit-as = 0 is off": ("limit-as = 0", "processes.limit_as", None),
+    "limit-nproc": ("limit-nproc = 500", "processes.limit_nproc", 500),
+    "limit-nproc = 0 is off": ("limit-nproc = 0", "processes.limit_nproc", None),
     "max-fd": ("max-fd = 65536", "processes.max_fd", 65536),
+    "exit-deadline": ("exit-deadline = 3", "processes.exit_deadline", 3.0),
+    "threads-stacksize is KiB": ("thread-stack-size = 512", "processes.thread_stack_kib", 512),
+    "threads-stacksize = 0": ("threads-stacksize = 0", "processes.thread_stack_kib", None),
+    "cpu-affinity": ("cpu-affinity = 2", "processes.cpu_affinity", 2),
+    "prio": ("prio = -5", "processes.priority", -5),
     "dispatch": ("dispatch = push", "processes.dispatch", Dispatch.PUSH),
     "dispatch-order": ("dispatch-order = even", "processes.dispatch_order", Order.EVEN),
     "spawn-timeout": ("spawn-timeout = 5", "processes.spawn_timeout", 5.0),
@@ -570,7 +577,7 @@ def test_known_options_without_effect_are_one_line() -> None:
     loaded = ini("strict = true\nidle = 30\nlog-maxsize = 10\nstats = :1717\nidle = 20\nlog-micros = false")
     assert loaded.warnings == ("known options that have no effect yet: idle, log-maxsize, stats",)
     assert [name for name, _ in loaded.no_effect] == ["idle", "log-maxsize", "stats", "idle"]
-    assert loaded.no_effect[0] == ("harakiri", "a.ini:3")
+    assert loaded.no_effect[0] == ("idle", "a.ini:3")
 
 
 def test_what_is_always_on_is_quiet_unless_it_is_switched_off() -> None:
@@ -608,6 +615,34 @@ def test_conditions_and_loops_are_a_clear_error(lines: str, option: str, count: 
     assert len(found) == count
 
 
+# Limits that fit badly
+
+LIMITS = {
+    "limit-as with threads": (
+        "limit-as = 512\nthreads = 4",
+        "a.ini:2: limit-as: each of the 4 threads takes its stack (ulimit -s, mostly 8 MiB) and up to 64 MiB",
+    ),
+    "limit-as with threads of a known stack": (
+        "threads = 4\nlimit-as = 512\nthreads-stacksize = 256",
+        "a.ini:3: limit-as: each of the 4 threads takes its stack (256 KiB) and up to 64 MiB",
+    ),
+    "limit-as with one thread": ("limit-as = 512\nthreads = 1", ""),
+    "threads without limit-as": ("limit-as = 0\nthreads = 4", ""),
+    "limit-nproc below what the server has": (
+        "limit-nproc = 10\nprocesses = 2\nthreads = 4",
+        "a.ini:2: limit-nproc: counts as 11, which is what the server itself has: 2 workers with 4 threads each",
+    ),
+    "limit-nproc of what the server has": ("limit-nproc = 11\nprocesses = 2\nthreads = 4", ""),
+}
+
+
+@pytest.mark.parametrize(("lines", "expected"), LIMITS.values(), ids=LIMITS.keys())
+def test_limits_that_threads_use_up(lines: str, expected: str) -> None:
+    warnings = [line for line in ini(lines).warnings if "counts as the default" not in line]
+    assert len(warnings) == (1 if expected else 0)
+    assert all(line.startswith(expected) for line in warnings)
+
+
 # Inline comments
 
 
@@ -641,6 +676,9 @@ BAD_VALUES = {
     "processes = 99999999999": "a.ini:2: processes: must be at most 2147483647, found '99999999999'",
     "threads = 300": "a.ini:2: threads: must be less than or equal to 250, found '300'",
     "socket-timeout = 0": "a.ini:2: socket-timeout: must be greater than 0, found '0'",
+    "exit-deadline = 0": "a.ini:2: exit-deadline: must be greater than 0, found '0'",
+    "threads-stacksize = 8": "a.ini:2: threads-stacksize: must be greater than or equal to 32, found '8'",
+    "cpu-affinity = -1": "a.ini:2: cpu-affinity: must not be negative, found '-1'",
     "max-fd = 3": "a.ini:2: max-fd: must be greater than or equal to 64, found '3'",
     "buffer-size = 0": "a.ini:2: buffer-size: must be greater than or equal to 1, found '0'",
     "dispatch = pull": "a.ini:2: dispatch: must be 'auto' or 'push', found 'pull'",

@@ -48,6 +48,7 @@ def test_the_table_is_as_large_as_uwsgi() -> None:
         "queue-timeout",
         "recycle-budget",
         "spawn-timeout",
+        "exit-deadline",
     }
 
 
@@ -170,6 +171,7 @@ MEANT = {
     "logfile": "logto",
     "strict-mode": None,
     "user": "uid",
+    "nice": "prio",
     "my-own-placeholder": None,
     "": None,
     "x" * 10_000: None,

@@ -9,11 +9,10 @@ import pwd
 import shutil
 import signal
 import stat
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
-from itertools import pairwise
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -33,55 +32,9 @@ def root() -> None:
         pytest.fail("these tests start the server as root: run them as root, or in a container")
 
 
-OPEN_A_CLOSED_DIRECTORY = """
-set -e
-mount --bind "$2" "$3"
-mount -t tmpfs -o mode=755 none "$1"
-mkdir -p "$2"
-mount --bind "$3" "$2"
-shift 3
-exec "$@"
-"""
-
-
-def closed_directories(path: Path) -> Iterator[tuple[Path, Path]]:
-    """The directories on the way to a file that others may not enter, each with the next step on the way."""
-    steps = [*reversed(path.parents), path]
-    for outer, inner in pairwise(steps):
-        if not outer.stat().st_mode & stat.S_IXOTH:
-            yield outer, inner
-
-
-@pytest.fixture(scope="module")
-def command() -> Iterator[list[str]]:
-    """The server's command, with an interpreter that the user may read.
-
-    One that is installed in root's home is opened to everybody, in a mount namespace of the server's own.
-    """
-    closed = list(closed_directories(Path(sys.executable).resolve()))
-    if not closed:
-        yield COMMAND
-        return
-    ((outer, inner),) = closed
-    spare = directory()
-    yield [
-        "unshare",
-        "--mount",
-        "sh",
-        "-c",
-        OPEN_A_CLOSED_DIRECTORY,
-        "sh",
-        str(outer),
-        str(inner),
-        str(spare),
-        *COMMAND,
-    ]
-    spare.rmdir()
-
-
 @pytest.fixture
-def start(start: Start, command: list[str]) -> Start:
-    return partial(start, command=command)
+def start(start: Start, readable: list[str]) -> Start:
+    return partial(start, command=[*readable, *COMMAND])
 
 
 @pytest.fixture
@@ -202,6 +155,57 @@ def test_graceful_stop_without_root(start: Start, place: Path, transport: int) -
         assert [client.answer().status for client in clients] == [200] * 3
     assert server.wait_exit() == 0
     assert "Traceback" not in server.log()
+
+
+# limits and priorities
+
+UIDS = count(1_000_000 + 100 * os.getpid())  # no passwd entry, and no process but one test's
+
+
+@pytest.fixture
+def nobody() -> int:
+    return next(UIDS)
+
+
+def test_limit_nproc_counts_for_workers_only(start: Start, nobody: int) -> None:
+    """One of them starts what it can; a dead worker is replaced all the same."""
+    lines = ["dispatch-order = even", "limit-nproc = 10", f"uid = {nobody}", f"gid = {nobody}"]
+    server = start(options(*lines).replace("module = probe", "module = processes"))
+    server.wait_workers(2)
+    own = sum(len(os.listdir(f"/proc/{process.pid}/task")) for process in server.processes())
+    forked = json.loads(uwsgi(server.address, "/fork?50").body)
+    assert forked["result"] == [10 - own, "Resource temporarily unavailable"]
+    (other,) = {worker.pid for worker in server.workers()} - {forked["pid"]}
+    os.kill(other, signal.SIGKILL)
+    server.wait_log("DAMN ! worker")
+    server.wait_workers(2)
+    wait_until(lambda: json.loads(uwsgi(server.address, "/end_children").body)["pid"] == forked["pid"])
+
+
+def test_limit_nproc_leaves_the_server_whole(start: Start, nobody: int) -> None:
+    """A limit below what it needs itself counts as that; all threads of both workers start."""
+    lines = ["processes = 2", "threads = 4", "limit-nproc = 3", f"uid = {nobody}", f"gid = {nobody}"]
+    server = start(options(*lines))
+    server.wait_workers(2)
+    pids = [worker.pid for worker in server.workers()]
+    wait_until(lambda: [len(os.listdir(f"/proc/{pid}/task")) for pid in pids] == [4, 4])
+    server.wait_log("limit-nproc: counts as 11, which is what the server itself has")
+
+
+def test_prio_below_zero_is_set_before_the_drop(start: Start) -> None:
+    server = start(options("prio = -3", f"uid = {USER}", f"gid = {USER}"))
+    server.wait_workers(2)
+    assert {process.nice() for process in server.processes()} == {-3}
+
+
+def test_prio_below_zero_without_root_is_told(start: Start, readable: list[str], nobody: int) -> None:
+    become = ["setpriv", f"--reuid={nobody}", f"--regid={nobody}", "--clear-groups"]
+    text = options("prio = -3").replace("app.sock", f"@wsgimaster-test-{os.getpid()}")
+    server = start(text, command=[*readable, *become, *COMMAND])
+    server.wait_log(
+        r"WARNING: prio = -3 has no effect \(Permission denied: only root can make its processes less nice\)"
+    )
+    assert {process.nice() for process in server.processes()} == {0}
 
 
 UNKNOWN = {"user": ("uid", "no-such-user"), "group": ("gid", "no-such-group")}

@@ -192,6 +192,7 @@ def test_env_chdir_and_pythonpath(start: Start, tmp_path: Path) -> None:
 
 LIMITS = {
     "limit-as": ("limit-as = 2048", "Max address space", 2048 * 1024 * 1024),
+    "limit-nproc": ("limit-nproc = 4000", "Max processes", 4000),
     "max-fd": ("max-fd = 500", "Max open files", 500),
 }
 
@@ -200,8 +201,8 @@ LIMITS = {
 def test_limits_of_a_worker(start: Start, line: str, name: str, value: int) -> None:
     server = start(options(line))
     (worker,) = server.wait_workers(1)
-    limits = Path(f"/proc/{worker.pid}/limits").read_text()
-    assert re.search(rf"^{name}\s+{value}\s", limits, re.MULTILINE), limits
+    limits = Path(f"/proc/{worker.pid}/limits")
+    wait_until(lambda: re.search(rf"^{name}\s+{value}\s", limits.read_text(), re.MULTILINE), message=limits.read_text)
 
 
 TITLES = {

@@ -4,23 +4,27 @@ Exit codes are uWSGI's: 0 after a normal stop, 1 for a configuration or a machin
 no application could be loaded under `need-app`.
 """
 
+from __future__ import annotations
+
 import os
 import signal
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from wsgimaster.config.load import Loaded, load
 from wsgimaster.errors import ConfigErrors, StartError
+
+if TYPE_CHECKING:
+    from wsgimaster.config.load import Loaded
 
 OLDEST_KERNEL = (5, 10)
 
 
 def main() -> NoReturn:
     """The console script `wsgimaster`."""
-    occupy_standard_descriptors()
-    # Until the loop has its own handlers; as PID 1 we would not even end without one.
+    # Until the loop has its own handlers. First of all: the kernel throws a signal to PID 1 away that has none.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
+    occupy_standard_descriptors()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -35,6 +39,8 @@ def occupy_standard_descriptors() -> None:
 
 def run(arguments: list[str]) -> int:
     """Returns the exit code."""
+    from wsgimaster.config.load import load  # takes a fifth of a second, and by now SIGTERM has its handler
+
     if problem := unsupported_system(sys.platform, os.uname().release):
         print(f"wsgimaster: {problem}", file=sys.stderr)
         return 1

@@ -487,7 +487,7 @@ class Overseer:
         effects: list[Effect] = [Forget(slot.place)]
         if expected:
             killed = slot.stuck and status < 0
-            line = damn(post.number, pid, status) if killed else f"worker {post.number} buried (pid: {pid})"
+            line = damn(post.number, pid, status) if killed else buried(post.number, pid, status)
             effects.append(Say(line))
             return effects + (self._exit_when_empty() or self._fill(now))
         post.crashes = post.crashes + 1 if young else 0
@@ -577,6 +577,10 @@ def _start_code(status: int) -> int:
 def explain(status: int) -> str:
     """An exit code, or minus a signal, in words."""
     return f"killed by signal {-status}" if status < 0 else f"exit code {status}"
+
+
+def buried(number: int, pid: int, status: int) -> str:
+    return f"worker {number} buried (pid: {pid})" + (f", {explain(status)}" if status else "")
 
 
 def no_mercy(slot: Slot) -> str:

@@ -107,7 +107,12 @@ def plan_for_zygote(settings: Settings, descriptors: tuple[int, int]) -> dict[st
         "threads": processes.threads,
         "timeout": settings.sockets.timeout,
         "graceful_signal": settings.harakiri.graceful_signal if settings.harakiri.graceful_timeout else 0,
+        "master": os.getpid(),
+        "exit_deadline": processes.exit_deadline,
         "limit_as": processes.limit_as,
+        "limit_nproc": processes.limit_nproc and max(processes.limit_nproc, processes.tasks),
+        "thread_stack": 1024 * (processes.thread_stack_kib or 0),  # bytes; 0: the system's
+        "cpu_affinity": processes.cpu_affinity,
         "descriptors": list(descriptors),
         "titles": settings.titles.model_dump(),
         "log_all": log.requests,

@@ -69,6 +69,7 @@ class App(Section):
 
 
 MAX_CORES = 16384  # of the scoreboard: _layout.pxd
+MASTER_TASKS = 2  # threads of the master: the loop's and the log's
 
 
 class Dispatch(StrEnum):
@@ -86,10 +87,20 @@ class Processes(Section):
     threads: Annotated[int, Field(ge=1, le=250)] = 1  # cores per process; 250: channels sent in one SCM_RIGHTS
     reload_mercy: Annotated[float, Field(gt=0)] = 60.0  # `worker-reload-mercy`
     spawn_timeout: Annotated[float, Field(gt=0)] = 60.0  # from asking for a fork to a sign of life
+    exit_deadline: Annotated[float, Field(gt=0)] = 10.0  # for a leaving worker's threads and atexit functions
     limit_as: Annotated[int, Field(ge=1)] | None = None
+    limit_nproc: Annotated[int, Field(ge=1)] | None = None  # processes and threads of the user
     max_fd: Annotated[int, Field(ge=64)] | None = None
+    thread_stack_kib: Annotated[int, Field(ge=32, le=1 << 20)] | None = None  # `threads-stacksize`; None: the system's
+    cpu_affinity: Annotated[int, Field(ge=0, le=8192)] = 0  # processors per worker; 0: all
+    priority: int = 0  # `prio`: the nice value of the whole tree; 0: as inherited
     dispatch: Dispatch = Dispatch.AUTO
     dispatch_order: Order = Order.WARM
+
+    @property
+    def tasks(self) -> int:
+        """How many processes and threads the server itself has, in the kernel's way of counting for `limit-nproc`."""
+        return self.processes * self.threads + MASTER_TASKS + 1  # 1: the zygote
 
     @model_validator(mode="after")
     def _fits_the_scoreboard(self) -> Processes:

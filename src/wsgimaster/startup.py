@@ -39,6 +39,7 @@ def run(settings: Settings, said: list[str]) -> int:
         if settings.app.chdir:
             change_directory(settings.app.chdir)
         descriptors = raise_descriptor_limit(settings.processes.max_fd)
+        said = [*said, *set_priority(settings.processes.priority)]  # still with root's right to be less nice
         check_descriptors(processes.descriptors_needed(settings))
         listeners = sockets.open_all(settings.sockets, privileges.future_owner(identity))
         write_pidfile(pidfiles[0])  # not before: a start that fails must leave the running server's alone
@@ -124,6 +125,18 @@ def raise_descriptor_limit(max_fd: int | None) -> tuple[int, int]:
         return max_fd, max(max_fd, hard)
     except (OSError, ValueError) as error:
         raise StartError(f"max-fd = {max_fd}: more than the hard limit of {hard}; only root can raise it") from error
+
+
+def set_priority(nice: int) -> list[str]:
+    """`prio`: for us and everything that we start; 0 changes nothing. Returns lines for the log."""
+    if not nice:
+        return []
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
+    except OSError as error:
+        why = f"{error.strerror}: only root can make its processes less nice"
+        return [f"*** WARNING: prio = {nice} has no effect ({why}) ***"]
+    return [f"scheduler priority set to {os.getpriority(os.PRIO_PROCESS, 0)}"]  # the kernel keeps it within -20 to 19
 
 
 def check_descriptors(needed: int) -> None:

@@ -18,6 +18,7 @@ from wsgimaster.errors import EXIT_NO_APP, AppLoadError, RequestTimeout
 
 # The version of uWSGI whose interface is kept; applications compare it.
 UWSGI_VERSION = b"2.0.31"
+ROOM_FOR_APPLICATION = 256  # descriptors that the zygote may open besides a worker's channels, whatever the limit is
 
 
 def settle_in(plan: dict[str, Any], role: str) -> None:
@@ -26,6 +27,9 @@ def settle_in(plan: dict[str, Any], role: str) -> None:
         signal.signal(name, LeaveToMaster())
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    soft, hard = plan["descriptors"]  # what the master was started with: code that closes all it may is slow with more
+    # but enough to be handed a worker's channels
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, plan["threads"] + ROOM_FOR_APPLICATION)), hard))
     sys.argv = ["uwsgi"]
     sys.path[:0] = [*reversed(plan["pythonpath"]), "."]
     _process.set_title(title(plan, role))
@@ -100,6 +104,7 @@ def run(
         for name in OURS:
             set_handler(name, LeaveToMaster())
         _process.set_title(title(plan, f"worker {number}"))
+        bind_to_processors(plan, number)
         set_limits(plan)
         if application is None:
             application = load_in_worker(plan, number)
@@ -115,12 +120,37 @@ def run(
     except BaseException:
         traceback.print_exc()
     finally:
-        leave(status)
+        leave(status, f"worker {number}", plan["exit_deadline"])
+
+
+def bind_to_processors(plan: dict[str, Any], number: int) -> None:
+    """`cpu-affinity`, told in uWSGI's line. Out of the master's processors: the application may have narrowed ours."""
+    if not plan["cpu_affinity"]:
+        return
+    try:
+        chosen = processors_of(number, plan["cpu_affinity"], sorted(os.sched_getaffinity(plan["master"])))
+        os.sched_setaffinity(0, chosen)
+    except OSError as error:  # a cpuset that changed in between, or a master that ended
+        print(f"worker {number} could not be mapped to CPUs: {error.strerror}", file=sys.stderr)
+    else:
+        print(f"mapping worker {number} to CPUs: {' '.join(map(str, chosen))}", file=sys.stderr)
+
+
+def processors_of(number: int, count: int, allowed: list[int]) -> list[int]:
+    """The `count` processors of worker `number`, as uWSGI gives them out: in turn, and from the first one again.
+
+    uWSGI numbers all processors of the machine; here it is those that the server may use.
+    """
+    first = (number - 1) * count
+    return [allowed[place % len(allowed)] for place in range(first, first + count)]
 
 
 def set_limits(plan: dict[str, Any]) -> None:
-    if plan["limit_as"]:
-        resource.setrlimit(resource.RLIMIT_AS, (plan["limit_as"], plan["limit_as"]))
+    for kind, wanted in ((resource.RLIMIT_AS, plan["limit_as"]), (resource.RLIMIT_NPROC, plan["limit_nproc"])):
+        if wanted:
+            hard = resource.getrlimit(kind)[1]
+            limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)  # nobody but root may raise it
+            resource.setrlimit(kind, (limit, limit))
     soft, hard = plan["descriptors"]  # what the master was started with; it raised its own
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
@@ -175,8 +205,10 @@ def serve(plan: dict[str, Any], slot: int, number: int, channels: list[int], boa
     ]
     if plan["graceful_signal"] and threads == 1:
         set_handler(plan["graceful_signal"], Soften(cores[0]))
+    usual = threading.stack_size(plan["thread_stack"])
     for thread in others:
         thread.start()
+    threading.stack_size(usual)  # the application's threads have theirs
     cores[0].serve()
     for thread in others:
         thread.join()
@@ -222,11 +254,21 @@ def report_exception(method: str, uri: str) -> None:
     sys.stderr.write(f"{method} {uri}: exception in the application\n{lines}")
 
 
-def leave(status: int) -> NoReturn:
-    """Join the application's threads, run its atexit handlers, and go without tearing down the interpreter.
+def leave(status: int, who: str, deadline: float) -> NoReturn:
+    """Join the application's threads, run its atexit functions, and go without tearing down the interpreter.
 
-    C extensions crash in that teardown, and a thread that never ends is the master's to kill (worker-reload-mercy).
+    C extensions crash in that teardown. status: the exit code, also when threads and functions haven't ended after
+    `deadline` seconds; then they are left where they are, even in C code that never lets go of the interpreter.
     """
+    try:
+        _process.exit_within(
+            deadline,
+            status,
+            f"{who}: its threads or atexit functions did not end within {deadline:g} s (exit-deadline); "
+            f"leaving without them",
+        )
+    except OSError as error:  # the master's mercy ends it all the same
+        print(f"{who}: no exit-deadline: {error.strerror}", file=sys.stderr)
     try:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()

@@ -13,6 +13,7 @@ Only our package becomes visible to the application, not what stands beside it: 
 pin other versions of our dependencies. Hence the few imports here, and in everything that this imports.
 """
 
+import array
 import gc
 import importlib.util
 import json
@@ -23,6 +24,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+MOST_DESCRIPTORS = 253  # in one message: SCM_MAX_FD, unix(7)
 
 
 def expose_package() -> None:
@@ -84,7 +87,7 @@ class Zygote:
         if not self.plan["lazy"]:
             self.application = worker.load_application(self.plan)
             if self.application is None and self.plan["required"]:
-                sys.exit(EXIT_NO_APP)
+                worker.leave(EXIT_NO_APP, "zygote", self.plan["exit_deadline"])  # half an application may not end
             if self.application is None:
                 worker.say_that_nothing_is_served()
         gc.collect()
@@ -92,14 +95,25 @@ class Zygote:
         missing = self.application is None
         self.say(kind.LOADED, error=int(missing), seconds=time.monotonic() - started)
         while True:
-            data, descriptors, _, _ = socket.recv_fds(self.control, self.messages.SIZE, 253)
+            data, descriptors = self.receive()
             if not data:
                 os._exit(0)  # atexit handlers belong to workers
-            for fd in descriptors:
-                os.set_inheritable(fd, False)  # recv_fds ignores MSG_CMSG_CLOEXEC in Python 3.11
             message = self.messages.decode(data)
             if message.kind == kind.FORK:
                 self.fork(message.slot, message.number, descriptors)
+
+    def receive(self) -> tuple[bytes, list[int]]:
+        """One message and its descriptors, close-on-exec from the first moment.
+
+        A thread of the application may be starting a program just now. (socket.recv_fds can't do that in Python 3.11.)
+        """
+        descriptors = array.array("i")
+        room = socket.CMSG_SPACE(MOST_DESCRIPTORS * descriptors.itemsize)
+        data, control, _, _ = self.control.recvmsg(self.messages.SIZE, room, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, payload in control:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
+        return data, list(descriptors)
 
     def fork(self, slot: int, number: int, descriptors: list[int]) -> None:
         """The descriptors: the channels of the worker's cores, then the pipes for its output and its tracebacks."""

@@ -16,11 +16,13 @@ import shlex
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
 import textwrap
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -49,6 +51,41 @@ def free_port(host: str = "127.0.0.1") -> int:
     with socket.socket() as probe:
         probe.bind((host, 0))
         return probe.getsockname()[1]
+
+
+OPEN_A_CLOSED_DIRECTORY = """
+set -e
+mount --bind "$2" "$3"
+mount -t tmpfs -o mode=755 none "$1"
+mkdir -p "$2"
+mount --bind "$3" "$2"
+shift 3
+exec "$@"
+"""
+
+
+def closed_directories(path: Path) -> Iterator[tuple[Path, Path]]:
+    """The directories on the way to a file that others may not enter, each with the next step on the way."""
+    for outer, inner in itertools.pairwise([*reversed(path.parents), path]):
+        if not outer.stat().st_mode & stat.S_IXOTH:
+            yield outer, inner
+
+
+@contextmanager
+def readable_interpreter() -> Iterator[list[str]]:
+    """What to put in front of a command so that every user may read the interpreter; needs root.
+
+    One that is installed in root's home is opened to everybody, in a mount namespace of the command's own.
+    """
+    closed = list(closed_directories(Path(sys.executable).resolve()))
+    if not closed:
+        yield []
+        return
+    ((outer, inner),) = closed
+    spare = directory()
+    script = ["sh", "-c", OPEN_A_CLOSED_DIRECTORY, "sh"]
+    yield ["unshare", "--mount", *script, str(outer), str(inner), str(spare)]
+    spare.rmdir()
 
 
 class LogView:

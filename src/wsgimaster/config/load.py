@@ -142,6 +142,7 @@ class _Build:
                 "harakiri-graceful-timeout works with threads = 1 only: an exception can be raised in a process's main"
                 " thread and nowhere else; stuck requests are killed at once"
             )
+        self._warn_of_limits(settings.processes)
         return settings
 
     def _take(self, index: int, assignment: Assignment) -> None:
@@ -212,7 +213,8 @@ class _Build:
             if values.get(name) == 0:
                 values[name] = 1
                 self.notes.add(self._set_by(name), "0 counts as 1")
-        for name in ("sockets.waiting_limit", "processes.max_fd"):
+        defaults = ("sockets.waiting_limit", "processes.max_fd", "processes.limit_nproc", "processes.thread_stack_kib")
+        for name in defaults:
             if values.get(name) == 0:
                 values[name] = None
                 self.notes.add(self._set_by(name), "0 counts as the default")
@@ -246,6 +248,22 @@ class _Build:
                     f"the uwsgi socket {address.name} may be open to other machines, and whoever reaches it"
                     " can set any variable; name those that may: allow-from = 10.0.0.0/8"
                 )
+
+    def _warn_of_limits(self, processes: Processes) -> None:
+        if processes.limit_as and processes.threads > 1:
+            stack = f"{processes.thread_stack_kib} KiB" if processes.thread_stack_kib else "ulimit -s, mostly 8 MiB"
+            self.notes.add(
+                self._set_by("processes.limit_as"),
+                f"each of the {processes.threads} threads takes its stack ({stack}) and up to 64 MiB for an arena of"
+                " malloc's out of this address space, used or not (env = MALLOC_ARENA_MAX=2 needs fewer arenas)",
+            )
+        own = processes.tasks
+        if processes.limit_nproc is not None and processes.limit_nproc < own:
+            self.notes.add(
+                self._set_by("processes.limit_nproc"),
+                f"counts as {own}, which is what the server itself has: {processes.processes} workers with"
+                f" {processes.threads} threads each, a zygote and a master",
+            )
 
     def _refuse(self, index: int, assignment: Assignment, problem: str, hint: str | None = None) -> None:
         self.errors.append((index, ConfigError(assignment.where, assignment.name, problem, hint)))
