@@ -411,7 +411,7 @@ class Master:
             self.handle(lifecycle.WorkerReady(slot))
 
     def request_lines(self, lines: bytes) -> None:
-        self.log.write(lines)
+        self.log.write(lines, requests=True)
 
     def request_refused(self, listener: str, kind: str, status: int, why: str) -> None:
         answered = f"answered {status}" if status else "closed"
