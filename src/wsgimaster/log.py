@@ -1,8 +1,9 @@
 """The one writer of the log: it never blocks the master, and nobody else writes.
 
 A thread does the writing, since the log's descriptor may be a pipe that nobody reads, and O_NONBLOCK on an inherited
-stderr would hit everybody else who holds it. What can't be written waits here, up to a limit; then the oldest
-lines go first, are counted, and the gap is told once somebody reads again.
+stderr would hit everybody else who holds it. What can't be written waits here, up to a limit. Beyond it lines are
+dropped: those of requests first, oldest first, since each is one of many; then the oldest of all others, which say
+what went wrong. What is kept stays in its order, and one line tells the gap.
 
 Runs in: the master.
 """
@@ -11,22 +12,39 @@ import contextlib
 import os
 import select
 import threading
-import time
 from collections import deque
+from typing import NamedTuple
 
 LIMIT_BYTES = 8 << 20
+ENTRY_BYTES = 128  # what Python needs to keep an entry, beside its text: many short ones count as well
+PIECE_BYTES = 65536  # that the thread takes at once: what it has taken can't be dropped any more
 PARTIAL_LIMIT_BYTES = 1 << 20  # of a worker's line that hasn't ended
+FAILURE_PAUSE = 0.05  # seconds: don't spin on a disk that is full
+
+
+class Entry(NamedTuple):
+    number: int  # in the order of arrival
+    requests: bool
+    lines: bytes
 
 
 class LogWriter:
-    """fd: where the log goes, blocking or not."""
+    """fd: where the log goes, blocking or not. limit: how many bytes may wait for it.
+
+    dropped_requests, dropped_others: how many lines, of requests and of everything else, never reached the log.
+    """
 
     def __init__(self, fd: int, limit: int = LIMIT_BYTES) -> None:
-        self.dropped_lines = 0
+        self.dropped_requests = self.dropped_others = 0
         self._fd, self._limit = fd, limit
-        self._waiting: deque[bytes] = deque()
+        self._requests: deque[Entry] = deque()
+        self._others: deque[Entry] = deque()
         self._waiting_bytes = 0
-        self._closing = False
+        self._newest = 0  # number of an entry
+        self._gap_end = 0  # number of the newest entry that was dropped
+        self._untold_requests = self._untold_others = 0  # of the dropped lines
+        self._cut = False  # the last line in the log lacks its end
+        self._failing = self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
@@ -35,15 +53,16 @@ class LogWriter:
         """One line of our own."""
         self.write((text + "\n").encode("utf-8", "surrogateescape"))
 
-    def write(self, lines: bytes) -> None:
-        """Whole lines. Returns at once, whatever the state of the log."""
+    def write(self, lines: bytes, requests: bool = False) -> None:
+        """Whole lines; requests: they are request lines. Returns at once, whatever the state of the log."""
         with self._changed:
-            self._waiting.append(lines)
-            self._waiting_bytes += len(lines)
-            while self._waiting_bytes > self._limit and len(self._waiting) > 1:
-                oldest = self._waiting.popleft()
-                self._waiting_bytes -= len(oldest)
-                self.dropped_lines += oldest.count(b"\n")
+            self._newest += 1
+            (self._requests if requests else self._others).append(Entry(self._newest, requests, lines))
+            self._waiting_bytes += len(lines) + ENTRY_BYTES
+            while self._waiting_bytes > self._limit:
+                entry = (self._requests or self._others).popleft()
+                self._waiting_bytes -= len(entry.lines) + ENTRY_BYTES
+                self._count_as_dropped(entry, entry.lines)
             self._changed.notify()
 
     def close(self, seconds: float) -> None:
@@ -53,35 +72,90 @@ class LogWriter:
             self._changed.notify()
         self._thread.join(seconds)
 
+    def _count_as_dropped(self, entry: Entry, lost: bytes) -> None:
+        lines = lost.count(b"\n")
+        if entry.requests:
+            self.dropped_requests += lines
+            self._untold_requests += lines
+        else:
+            self.dropped_others += lines
+            self._untold_others += lines
+        self._gap_end = max(self._gap_end, entry.number)
+
+    # ---- the thread ----
+
     def _run(self) -> None:
-        told = 0
         while True:
             with self._changed:
-                while not self._waiting and not self._closing:
-                    self._changed.wait()
-                if not self._waiting:
+                self._changed.wait_for(self._has_work)
+                gap, taken = self._take()
+                if not any(gap) and not taken:
                     return
-                data = b"".join(self._waiting)
-                self._waiting.clear()
-                self._waiting_bytes = 0
-                dropped = self.dropped_lines
-            gap = f"*** {dropped - told} log lines were dropped here: nobody took them off our hands\n"
-            if self._write_all(gap.encode() + data if dropped > told else data):
-                told = dropped
-            else:
-                self.dropped_lines += data.count(b"\n")
+            head = b"\n" * self._cut + (gap_line(*gap) if any(gap) else b"")
+            data = head + b"".join(entry.lines for entry in taken)
+            written = self._write(data)
+            if written:
+                self._cut = data[written - 1] != ord("\n")
+            self._failing = written < len(data)
+            if not self._failing:
+                continue
+            with self._changed:
+                if written < len(head):
+                    self._untold_requests += gap[0]
+                    self._untold_others += gap[1]
+                start = len(head)
+                for entry in taken:
+                    self._count_as_dropped(entry, entry.lines[max(0, written - start) :])
+                    start += len(entry.lines)
+                if self._closing and not taken:
+                    return
+                self._changed.wait_for(lambda: self._closing, FAILURE_PAUSE)
 
-    def _write_all(self, data: bytes) -> bool:
+    def _has_work(self) -> bool:
+        untold = self._untold_requests or self._untold_others
+        return bool(self._requests or self._others or self._closing or (untold and not self._failing))
+
+    def _take(self) -> tuple[tuple[int, int], list[Entry]]:
+        """What to write next: the dropped lines to be told first, of requests and others, then some entries."""
+        gap = (0, 0)
+        taken: list[Entry] = []
+        size = 0
+        while size < PIECE_BYTES:
+            queues = [queue for queue in (self._requests, self._others) if queue]
+            oldest = min(queues, key=lambda queue: queue[0].number) if queues else None
+            untold = self._untold_requests, self._untold_others
+            if any(untold) and (oldest is None or oldest[0].number > self._gap_end):
+                if taken:
+                    break
+                gap = untold
+                self._untold_requests = self._untold_others = 0
+            if oldest is None:
+                break
+            entry = oldest.popleft()
+            taken.append(entry)
+            size += len(entry.lines) + ENTRY_BYTES
+            self._waiting_bytes -= len(entry.lines) + ENTRY_BYTES
+        return gap, taken
+
+    def _write(self, data: bytes) -> int:
+        """How many bytes went out. Fewer than all: the disk is full or the reader gone; a later line may do better."""
         view = memoryview(data)
-        while view:
+        written = 0
+        while written < len(data):
             try:
-                view = view[os.write(self._fd, view[:65536]) :]
+                written += os.write(self._fd, view[written : written + PIECE_BYTES])
             except BlockingIOError:  # somebody else made it non-blocking
                 select.select([], [self._fd], [])
-            except OSError:  # the disk is full or the reader gone: lost, and the next line may do better
-                time.sleep(0.05)  # in the log's own thread: don't spin on a disk that is full
-                return False
-        return True
+            except OSError:
+                break
+        return written
+
+
+def gap_line(requests: int, others: int) -> bytes:
+    return (
+        f"*** {requests + others} log lines were dropped up to here ({requests} of requests, {others} others): "
+        f"nobody took them off our hands\n"
+    ).encode()
 
 
 def say_if_possible(text: str) -> None:
@@ -95,14 +169,21 @@ class LineAssembler:
     """A process's output, cut into whole lines: pieces of two processes' lines never mix."""
 
     def __init__(self) -> None:
-        self._partial = b""
+        self._partial = bytearray()  # of one line
 
     def feed(self, data: bytes) -> bytes:
         """The lines that are complete now, b"" when none is. No data: the end, and what is left becomes a line."""
         if not data:
-            rest, self._partial = self._partial, b""
-            return rest + b"\n" if rest else b""
-        whole, newline, self._partial = (self._partial + data).rpartition(b"\n")
-        if len(self._partial) > PARTIAL_LIMIT_BYTES:
-            whole, newline, self._partial = whole + newline + self._partial, b"\n", b""
-        return whole + newline
+            return self._cut() if self._partial else b""
+        end = data.rfind(b"\n") + 1  # only the new piece is searched: a long line may come in many
+        if not end:
+            self._partial += data
+            return self._cut() if len(self._partial) > PARTIAL_LIMIT_BYTES else b""
+        lines = bytes(self._partial) + data[:end]
+        self._partial = bytearray(data[end:])
+        return lines
+
+    def _cut(self) -> bytes:
+        line = bytes(self._partial) + b"\n"
+        self._partial = bytearray()
+        return line

@@ -502,7 +502,7 @@ class Master:
             self.handle(lifecycle.WorkerReady(slot))
 
     def request_lines(self, lines: bytes) -> None:
-        self.log.write(lines)
+        self.log.write(lines, requests=True)
 
     def lines_dropped(self, core: int, count: int) -> None:
         self.log.say(f"*** {count} request lines of {self._name(core)} were dropped: the master was not running")

@@ -14,6 +14,7 @@ pin other versions of our dependencies. Hence the few imports here, and in every
 """
 
 import array
+import contextlib
 import gc
 import importlib.util
 import json
@@ -79,18 +80,22 @@ class Zygote:
 
     def run(self) -> None:
         """Load, then fork on demand until the master closes the socket."""
-        from wsgimaster import worker
+        from wsgimaster import hazards, worker
         from wsgimaster.errors import EXIT_NO_APP
 
         kind = self.messages.Kind
         started = time.monotonic()
+        watch = hazards.Watch()
         if not self.plan["lazy"]:
-            self.application = worker.load_application(self.plan)
+            with watch:
+                self.application = worker.load_application(self.plan)
             if self.application is None and self.plan["required"]:
                 worker.leave(EXIT_NO_APP, "zygote", self.plan["exit_deadline"])  # half an application may not end
             if self.application is None:
                 worker.say_that_nothing_is_served()
         gc.collect()
+        if self.application is not None:
+            complain(watch.report())
         gc.freeze()  # the first full collection of a worker would copy the pages that all share
         missing = self.application is None
         self.say(kind.LOADED, error=int(missing), seconds=time.monotonic() - started)
@@ -136,6 +141,12 @@ class Zygote:
             self.control.send(self.messages.encode(self.messages.Message(kind, slot, 0, pid, error, seconds)))
         except OSError:
             os._exit(0)  # the master is gone
+
+
+def complain(lines: list[str]) -> None:
+    """Not through sys.stderr: the application may have replaced it, or even closed what is below."""
+    with contextlib.suppress(OSError):
+        os.write(2, "".join(f"{line}\n" for line in lines).encode())
 
 
 if __name__ == "__main__":

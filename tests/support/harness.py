@@ -127,7 +127,8 @@ class Program:
         self._last_log = ""
         Program.started.append(self)
 
-    def spawn(self, command: list[str], env: Mapping[str, str] | None = None) -> None:
+    def spawn(self, command: list[str], env: Mapping[str, str] | None = None, output: int | None = None) -> None:
+        """output: a descriptor that takes the place of the log."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("UWSGI_")}  # options
         environment = {**inherited, **(env or {}), MARK: self.mark}
         if "PYTHONPATH" in environment:  # the directory changes
@@ -140,7 +141,7 @@ class Program:
                 cwd=self.directory,
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=log if output is None else output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
@@ -251,7 +252,8 @@ class Server(Program):
     `options` are the lines of its uwsgi.ini under `[uwsgi]`, `master = true` and `strict = true` (a misspelt
     option is an error); relative paths start at `self.directory`. `argv` instead of options is a command line
     of its own. `ready` says what to wait for: "answers" (a ping on each uwsgi socket, a connection on each
-    other one), "spawned" or, for a start that is to fail, "nothing".
+    other one), "spawned" or, for a start that is to fail, "nothing". `output` is a descriptor that takes the
+    place of the log.
     """
 
     end_signal = signal.SIGINT  # uWSGI reloads on SIGTERM
@@ -266,6 +268,7 @@ class Server(Program):
         ready: str = "answers",
         name: str = "server",
         command: list[str] | None = None,
+        output: int | None = None,
     ) -> None:
         super().__init__(name, where)
         text = textwrap.dedent(options)
@@ -275,7 +278,7 @@ class Server(Program):
             argv = ["--ini", str(ini)]
         self.sockets = list(self._sockets(text, argv))
         self.addresses = [address for _, address in self.sockets]
-        self.spawn([*(command or COMMAND), *argv], env)
+        self.spawn([*(command or COMMAND), *argv], env, output)
         try:
             if ready == "answers":
                 wait_until(self._answers, 30, lambda: f"{self.name} answers:\n{self.log()}")
