@@ -11,6 +11,7 @@ import os
 import random
 import signal
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Awaitable, Callable
@@ -128,6 +129,7 @@ class Master:
         self._banner()
         self._watch_signals()
         self.loop.set_exception_handler(self._report_defect)
+        sys.unraisablehook = self._report_unraisable
         for listener in self.listeners:
             self.front.add_listener(
                 listener.socket.fileno(), listener.address.name, http=listener.http, local=listener.local
@@ -151,6 +153,11 @@ class Master:
         error = context.get("exception")
         lines = "".join(traceback.format_exception(error)) if isinstance(error, BaseException) else ""
         self.log.say(f"*** a defect of wsgimaster, please report it: {context.get('message')}\n{lines.rstrip()}")
+
+    def _report_unraisable(self, what: sys.UnraisableHookArgs) -> None:
+        """The same for an exception that nobody could take: Python itself would write to stderr, and wait for it."""
+        context = {"message": f"{what.err_msg or 'ignored'} in {what.object!r:.100}", "exception": what.exc_value}
+        self._report_defect(self.loop, context)
 
     def _banner(self) -> None:
         say = self.log.say
