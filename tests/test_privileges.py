@@ -9,16 +9,14 @@ import pwd
 import shutil
 import signal
 import stat
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from support.client import Connection, cgi, packet, uwsgi
-from support.harness import APPS, COMMAND, Server, directory, free_port, status_field
+from support.harness import APPS, COMMAND, Server, directory, free_port, readable_interpreter, status_field
 from support.wait import wait_until
 
 Start = Callable[..., Server]
@@ -33,50 +31,10 @@ def root() -> None:
         pytest.fail("these tests start the server as root: run them as root, or in a container")
 
 
-OPEN_A_CLOSED_DIRECTORY = """
-set -e
-mount --bind "$2" "$3"
-mount -t tmpfs -o mode=755 none "$1"
-mkdir -p "$2"
-mount --bind "$3" "$2"
-shift 3
-exec "$@"
-"""
-
-
-def closed_directories(path: Path) -> Iterator[tuple[Path, Path]]:
-    """The directories on the way to a file that others may not enter, each with the next step on the way."""
-    steps = [*reversed(path.parents), path]
-    for outer, inner in pairwise(steps):
-        if not outer.stat().st_mode & stat.S_IXOTH:
-            yield outer, inner
-
-
 @pytest.fixture(scope="module")
 def command() -> Iterator[list[str]]:
-    """The server's command, with an interpreter that the user may read.
-
-    One that is installed in root's home is opened to everybody, in a mount namespace of the server's own.
-    """
-    closed = list(closed_directories(Path(sys.executable).resolve()))
-    if not closed:
-        yield COMMAND
-        return
-    ((outer, inner),) = closed
-    spare = directory()
-    yield [
-        "unshare",
-        "--mount",
-        "sh",
-        "-c",
-        OPEN_A_CLOSED_DIRECTORY,
-        "sh",
-        str(outer),
-        str(inner),
-        str(spare),
-        *COMMAND,
-    ]
-    spare.rmdir()
+    with readable_interpreter() as prefix:
+        yield [*prefix, *COMMAND]
 
 
 @pytest.fixture

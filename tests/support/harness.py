@@ -16,11 +16,14 @@ import shlex
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
 import textwrap
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -431,6 +434,40 @@ def kill(process: psutil.Process) -> None:
         process.wait(10)
     except ENDED:
         pass
+
+
+OPEN_A_CLOSED_DIRECTORY = """
+set -e
+mount --bind "$2" "$3"
+mount -t tmpfs -o mode=755 none "$1"
+mkdir -p "$2"
+mount --bind "$3" "$2"
+shift 3
+exec "$@"
+"""
+
+
+def closed_directories(path: Path) -> Iterator[tuple[Path, Path]]:
+    """The directories on the way to a file that others may not enter, each with the next step on the way."""
+    for outer, inner in pairwise([*reversed(path.parents), path]):
+        if not outer.stat().st_mode & stat.S_IXOTH:
+            yield outer, inner
+
+
+@contextmanager
+def readable_interpreter() -> Iterator[list[str]]:
+    """What to put before a command whose interpreter every user is to be able to read.
+
+    One that is installed in root's home is opened to everybody, in a mount namespace of the command's own.
+    """
+    closed = list(closed_directories(Path(sys.executable).resolve()))
+    if not closed:
+        yield []
+        return
+    ((outer, inner),) = closed
+    spare = directory()
+    yield ["unshare", "--mount", "sh", "-c", OPEN_A_CLOSED_DIRECTORY, "sh", str(outer), str(inner), str(spare)]
+    spare.rmdir()
 
 
 def peak_memory(pid: int) -> int:
