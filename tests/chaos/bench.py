@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -148,6 +148,7 @@ class Victim(Server):
         ready: str = "answers",
     ) -> None:
         home = where or directory()
+        home.chmod(0o777)  # uWSGI binds after it has given up root
         self.notes = home / f"notes-{name}"
         self.notes.mkdir()
         self.notes.chmod(0o777)
@@ -257,6 +258,16 @@ def continue_all(pids: Iterable[int]) -> None:
             os.kill(pid, signal.SIGCONT)
 
 
+class NeverStarted:
+    """In the place of a server whose start failed: whoever uses it gets the reason, and the case has missed."""
+
+    def __init__(self, reason: Exception) -> None:
+        self.__dict__["reason"] = reason
+
+    def __getattr__(self, name: str) -> None:
+        raise self.__dict__["reason"]
+
+
 # ---- what a scenario is given ----
 
 
@@ -303,8 +314,13 @@ class Bench:
     @contextmanager
     def trial(self, name: str, options: str = "", **more: object) -> Iterator[tuple[Case, Victim]]:
         """A case with a server of its own."""
-        with self.case(name) as case, self.start(options, **more) as server:
-            yield case, server
+        with self.case(name) as case, ExitStack() as stack:
+            try:
+                server = stack.enter_context(self.start(options, **more))
+            except Exception as error:
+                yield case, NeverStarted(error)  # type: ignore[misc]
+            else:
+                yield case, server
 
 
 def without_paths(text: str) -> str:

@@ -153,6 +153,9 @@ def killed_zygote(bench: Bench) -> None:
                 zygotes = {kill_zygote(server) for _ in range(number)}
                 replies = load.stop()
             case.equal("zygotes killed", len(zygotes), number)
+            case.equal(
+                "deaths of zygotes in the log", server.count_in_log(r"zygote died \(killed by signal 9", number), number
+            )
             case.at_least("requests", len(replies), 100)
             case.equal("failures", sum(not reply.served for reply in replies), 0)
             case.note("slowest, ms", largest(latencies_ms(replies)))

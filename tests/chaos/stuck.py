@@ -77,6 +77,7 @@ def get_stuck(
                 break
         case.equal("requests", len(replies), total)
         begun = server.begun()
+        case.note("workers that had them", len({b.pid for b in server.begun()}))
         case.equal("begun, each once", len(begun) if len({b.id for b in begun}) == len(begun) else None, total)
         judge(case, server, replies, kind)
 
@@ -122,7 +123,7 @@ def neighbours(bench: Bench) -> None:
         case.equal("workers that had them", len({begun.pid for begun in server.begun()}), 1)
         case.equal("the three: 200", sum(reply.served for reply in replies[1:]), 3)
         judge(case, server, replies[:1], "stuck_sleep")
-        server.wait_loaded(1, gone={begun.pid for begun in server.begun()})
+        case.equal("workers again", len(server.wait_loaded(1, gone=[server.wait_begun("r0").pid], timeout=GIVE_UP)), 1)
 
 
 @scenario(

@@ -127,20 +127,27 @@ def eat(asked):
 def hog(asked):
     """Open files until there is no descriptor left; give them back after `ms` milliseconds, here or in a thread."""
     taken = []
-    with contextlib.suppress(OSError):
-        while True:
-            taken.append(os.open(os.devnull, os.O_RDONLY))
 
-    def give_back():
-        time.sleep(float(asked["ms"]) / 1000)
+    def take():
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+
+    def hold():
+        end = time.monotonic() + float(asked["ms"]) / 1000
+        while time.monotonic() < end:
+            take()  # also what others give back meanwhile, the descriptor of this request's client for one
+            time.sleep(0.001)
         for fd in taken:
             os.close(fd)
 
+    take()
+    number = len(taken)
     if "thread" in asked:
-        threading.Thread(target=give_back).start()
+        threading.Thread(target=hold).start()
     else:
-        give_back()
-    return str(len(taken))
+        hold()
+    return str(number)
 
 
 @route
