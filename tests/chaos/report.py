@@ -74,11 +74,11 @@ def shown(figure: dict[str, Any] | None) -> str:
     return f"**{text}**" if figure["kept"] is False else text
 
 
-def merged(case: dict[str, Any] | None) -> dict[tuple[str, int], dict[str, Any]]:
+def merged(case: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
     """Figures by name; one that was taken several times is shown once, where it missed its bound if it did."""
-    found: dict[tuple[str, int], dict[str, Any]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for figure in case["figures"] if case else []:
-        key = (figure["what"], figure["rule"])
+        key = figure["what"]
         if key not in found or (found[key]["kept"] and not figure["kept"]):
             found[key] = figure
     return found
@@ -92,15 +92,9 @@ def case_rows(results: dict[str, Any], name: str) -> list[list[str]]:
     keys = list(dict.fromkeys([*columns[0], *columns[1]]))
     rows = []
     for number, key in enumerate(keys):
-        what, rule = key
-        rows.append(
-            [
-                name if number == 0 else "",
-                what,
-                rule.replace("|", "\\|"),
-                *(shown(column.get(key)) for column in columns),
-            ]
-        )
+        rule = next((column[key]["rule"] for column in columns if key in column), "")  # a count of ours comes first
+        cells = [shown(column.get(key)) for column in columns]
+        rows.append([name if number == 0 else "", key, rule, *cells])
     return rows
 
 
