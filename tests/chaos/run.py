@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -163,6 +164,7 @@ def summary(results: dict[str, dict[str, dict[str, Any]]]) -> int:
 
 def main() -> int:
     options = parse_arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what was started, as Ctrl-C does
     # another server than this tree's, or small counts: nothing for the page
     page = BUILD / PAGE.name if options.quick or "WSGIMASTER_TEST_SERVER" in os.environ else PAGE
     raw = page.with_suffix(".json")
