@@ -466,8 +466,10 @@ def readable_interpreter() -> Iterator[list[str]]:
         return
     ((outer, inner),) = closed
     spare = directory()
-    yield ["unshare", "--mount", "sh", "-c", OPEN_A_CLOSED_DIRECTORY, "sh", str(outer), str(inner), str(spare)]
-    spare.rmdir()
+    try:
+        yield ["unshare", "--mount", "sh", "-c", OPEN_A_CLOSED_DIRECTORY, "sh", str(outer), str(inner), str(spare)]
+    finally:
+        spare.rmdir()
 
 
 def peak_memory(pid: int) -> int:
