@@ -84,8 +84,10 @@ def readable_interpreter() -> Iterator[list[str]]:
     ((outer, inner),) = closed
     spare = directory()
     script = ["sh", "-c", OPEN_A_CLOSED_DIRECTORY, "sh"]
-    yield ["unshare", "--mount", *script, str(outer), str(inner), str(spare)]
-    spare.rmdir()
+    try:
+        yield ["unshare", "--mount", *script, str(outer), str(inner), str(spare)]
+    finally:
+        spare.rmdir()
 
 
 class LogView:
