@@ -112,6 +112,16 @@ def test_a_crash_loop_backs_off_in_its_own_slot():
     assert story.phases()[1] is Phase.READY  # the neighbour never noticed
 
 
+def test_while_nobody_serves_the_back_off_is_a_second_at_most():
+    story, waits = Story(1).serving(), []
+    for _ in range(6):
+        if Fork(1, 1) not in story.do(WorkerGone(1, -9), after=0.1):
+            waits.append(round(story.overseer.wake_at - story.now, 3))
+            assert story.do(Tick(0), after=waits[-1]) == [Fork(1, 1)]
+        story.ready(1)
+    assert waits == [1] * 5
+
+
 def test_a_worker_that_lived_ends_the_loop():
     story = Story(1).serving()
     story.do(WorkerGone(1, 1), after=0.1)

@@ -14,7 +14,8 @@ place. A worker that gives no sign of life within `spawn-timeout` after it was a
 killed (a lock that another thread of the zygote held); a zygote that doesn't even fork is killed itself.
 
 A post is filled as soon as nobody is on it: a worker that is LEAVING isn't any more. Where workers die young again and
-again, the post waits 1, 2, 4 ... 30 seconds, and the other posts don't.
+again, the post waits 1, 2, 4 ... 30 seconds, and the other posts don't. While nobody serves at all, one of them waits
+no longer than a second: clients are waiting as well.
 
 Replacing. A worker that is worn (recycling.py, or it has lost a descriptor) stays READY until its successor is
 READY in another slot; only then it is sent away. At most `budget` posts do that at a time, memory excepted. A successor
@@ -43,6 +44,7 @@ from wsgimaster.settings import Recycling
 # Deaths within this many seconds of becoming ready, or before it, count as a crash loop.
 YOUNG = 1.0
 LONGEST_BACKOFF = 30.0
+NOBODY_SERVES = 1.0  # the longest back-off then
 FAST_MERCY = 1.0
 MAX_ASKED = 32  # forks that the zygote is asked for at a time: its socket holds some hundreds
 
@@ -385,6 +387,13 @@ class Overseer:
         slot.kill_at, slot.alive_by = now + self.mercy, None
         return [Retire(slot.place)]
 
+    def _somebody_soon(self, now: float) -> None:
+        """Shorten the shortest back-off if nobody serves and nobody is coming."""
+        if any(slot.phase in (Phase.ASKED, Phase.STARTING, Phase.READY) for slot in self.slots):
+            return
+        first = min(self.posts, key=lambda post: post.not_before)
+        first.not_before = min(first.not_before, now + NOBODY_SERVES)
+
     def _empty(self, slot: Slot) -> None:
         slot.move(Phase.EMPTY)
         slot.kill_at = slot.alive_by = None
@@ -422,6 +431,7 @@ class Overseer:
         self._empty(slot)
         post.crashes += 1
         post.not_before = now + max(1.0, backoff(post.crashes))
+        self._somebody_soon(now)
         return [Forget(slot.place), Say(f"worker {post.number} could not be forked: {why}; trying again")]
 
     def _ready(self, slot: Slot, now: float) -> list[Effect]:
@@ -492,6 +502,7 @@ class Overseer:
             return effects + (self._exit_when_empty() or self._fill(now))
         post.crashes = post.crashes + 1 if young else 0
         post.not_before = now + backoff(post.crashes)
+        self._somebody_soon(now)
         effects.append(Say(damn(post.number, pid, status)))
         if status == EXIT_NO_APP and self.required and not self.ever_ready:
             return [*effects, Exit(EXIT_NO_APP)]
