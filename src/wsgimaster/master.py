@@ -154,7 +154,7 @@ class Master:
         lines = "".join(traceback.format_exception(error)) if isinstance(error, BaseException) else ""
         self.log.say(f"*** a defect of wsgimaster, please report it: {context.get('message')}\n{lines.rstrip()}")
 
-    def _report_unraisable(self, what: sys.UnraisableHookArgs) -> None:
+    def _report_unraisable(self, what: "sys.UnraisableHookArgs") -> None:
         """The same for an exception that nobody could take: Python itself would write to stderr, and wait for it."""
         context = {"message": f"{what.err_msg or 'ignored'} in {what.object!r:.100}", "exception": what.exc_value}
         self._report_defect(self.loop, context)
