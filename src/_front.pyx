@@ -268,8 +268,8 @@ ANSWERS = {
 
 # What the master knows of a request that a core has. id: 16 hexadecimal digits; seq: its number on this core; pid is the
 # worker's business. started, waited: seconds, the first on the monotonic clock. begun: the application has seen it;
-# sent: bytes of an answer went out. The texts are escaped.
-Request = namedtuple("Request", "core id seq method uri address started waited begun sent")
+# sent: bytes of an answer went out; complete: all of them. The texts are escaped.
+Request = namedtuple("Request", "core id seq method uri address started waited begun sent complete")
 
 
 class HeadError(Exception):
@@ -1026,7 +1026,7 @@ cdef class Front:
         if fd >= 0:
             self.running -= 1
             status = 504 if slot.condemned == k.seq else 502
-            if load_acquire(&slot.answered) == k.seq:  # by a signal handler of the worker
+            if load_acquire(&slot.answered) == k.seq or request.complete:  # by a signal handler of the worker, or by itself
                 self.linger(fd)
             elif load_acquire(&slot.sent) >= k.seq:
                 status = 0
@@ -1167,7 +1167,12 @@ cdef class Front:
         return Request(core, f"{self.connections[k.client].id:016x}", k.seq, variable(k, b"REQUEST_METHOD"),
                        variable(k, b"REQUEST_URI"), variable(k, b"REMOTE_ADDR"), self.started(core) / 1e9,
                        k.waited_ns / 1e9, load_acquire(&self.slots[core].taken) == k.seq,
-                       load_acquire(&self.slots[core].sent) == k.seq)
+                       load_acquire(&self.slots[core].sent) == k.seq, self.is_complete(core))
+
+    cdef bint is_complete(self, int core):
+        """Whether all of the answer went out, although the request isn't over."""
+        return (load_acquire(&self.slots[core].sent) == self.cores[core].seq
+                and self.slots[core].outcome == OUTCOME_COMPLETE)
 
     def soften(self, int core):
         """Allow the worker to raise an exception in the core's request."""
@@ -1238,6 +1243,7 @@ cdef class Front:
         cdef uint64_t now = now_ns(), limit = <uint64_t>(seconds * 1e9)
         return [core for core in range(self.core_count)
                 if self.cores[core].client >= 0 and now - self.cores[core].pushed_ns >= limit
+                and self.slots[core].condemned != self.cores[core].seq
                 and load_acquire(&self.slots[core].taken) < self.cores[core].seq]
 
     cdef void set_core(self, int core, int state):

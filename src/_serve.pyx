@@ -160,6 +160,10 @@ class ClientDisconnected(OSError):
     """The client went away, or moved no byte for `socket-timeout`. Nobody's fault here: counted, not logged."""
 
 
+class ChannelLost(OSError):
+    """The worker's channel to the master can't be used any more: the application has closed it."""
+
+
 # ---- wsgi.input ----
 
 @cython.final
@@ -444,6 +448,8 @@ cdef class Exchange:
         self.mark_sent()
         self.send_all(pieces, 2, 0)
         self.body_sent += size
+        if self.body_sent == self.length:
+            self.core.slot.outcome = OUTCOME_COMPLETE
         return 0
 
     cdef void mark_sent(self):
@@ -615,7 +621,7 @@ cdef class Core:
     def serve(self):
         """Say READY, then serve until told to leave; also at the channel's end, when the master is gone.
 
-        Raises OSError if the channel can't be used any more (the application has closed it).
+        Raises ChannelLost if the channel can't be used any more.
         """
         cdef MessageHead *message = <MessageHead *>self.buffer
         cdef ssize_t n
@@ -630,7 +636,7 @@ cdef class Core:
                 self.run_signal_handlers()
                 continue
             if n < 0:
-                raise OSError(errno, "the worker's channel to the master is unusable")
+                raise ChannelLost(errno, "the worker's channel to the master is unusable")
             if n < <ssize_t>sizeof(MessageHead) or message.kind == MESSAGE_RETIRE:
                 return
             if message.kind == MESSAGE_REQUEST and fd < 0:  # no descriptor was free to receive it
@@ -707,8 +713,9 @@ cdef class Core:
         if outcome == 0 and (exchange.http or message.content_length > 0 and (
                 body is None or body.left > 0 or unread_bytes(fd))):
             outcome = OUTCOME_LINGER
-        if self.slot.answered == message.seq:  # by the handler; then it ended after all
-            exchange.status = 504
+        if self.slot.answered == message.seq and self.slot.outcome != OUTCOME_COMPLETE:
+            # By the handler, and then it ended after all; what it sent found the connection half closed.
+            exchange.status, outcome = 504, OUTCOME_LINGER
         rescue_release()  # before the descriptor's number can be another's
         if outcome == OUTCOME_CUT:
             cut(fd)
@@ -729,9 +736,9 @@ cdef class Core:
             result = self.application(environ, exchange.start_response)
             exchange.send_result(result)
             self.complain_of_length(exchange)
-            rescue_complete()
+            self.slot.outcome = OUTCOME_COMPLETE
         except ClientDisconnected:
-            self.slot.clients_gone += 1
+            self.slot.clients_gone += self.slot.answered != exchange.seq
             outcome = OUTCOME_CUT
         except BaseException:  # SystemExit and KeyboardInterrupt too: a request doesn't end the worker
             self.slot.exceptions += 1
@@ -761,7 +768,8 @@ cdef class Core:
                 exchange.send_all(&piece, 1, 0)
                 return 0
             self.write_head(exchange, "500 Internal Server Error",
-                            [("Content-Type", "text/plain"), ("Content-Length", "22")])
+                            [("Content-Type", "text/plain"), ("Content-Length", "22"),
+                             ("X-Request-Id", f"{exchange.id:016x}")])
             exchange.responded = True
             exchange.send_chunk(b"Internal Server Error\n")
         except BaseException:

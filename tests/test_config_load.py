@@ -192,6 +192,10 @@ TOGETHER = {
         "min-worker-lifetime = 60\nmax-worker-lifetime = 60",
         "a.ini:3: max-worker-lifetime: max-worker-lifetime (60) must be longer than min-worker-lifetime (60)",
     ),
+    "a signal that no handler can have": (
+        "harakiri-graceful-signal = 9",
+        "a.ini:2: harakiri-graceful-signal: signal 9 can't bring an exception; 10 (USR1), 12 (USR2) and 15 (TERM) can",
+    ),
     "more cores than there can be": (
         "threads = 250\nprocesses = 4096",
         "a.ini:3: processes: processes x threads is 1024000, at most 16384 are possible",
@@ -630,9 +634,9 @@ LIMITS = {
     "threads without limit-as": ("limit-as = 0\nthreads = 4", ""),
     "limit-nproc below what the server has": (
         "limit-nproc = 10\nprocesses = 2\nthreads = 4",
-        "a.ini:2: limit-nproc: counts as 11, which is what the server itself has: 2 workers with 4 threads each",
+        "a.ini:2: limit-nproc: counts as 19, which is what the server itself may have: 2 workers with 4 threads each",
     ),
-    "limit-nproc of what the server has": ("limit-nproc = 11\nprocesses = 2\nthreads = 4", ""),
+    "limit-nproc of what the server has": ("limit-nproc = 19\nprocesses = 2\nthreads = 4", ""),
 }
 
 

@@ -88,6 +88,41 @@ def test_the_504_survives_an_unread_upload(start: Start, family: str) -> None:
     identified(answer, server)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_504_survives_a_request_that_comes_back_after_it(start: Start, family: str) -> None:
+    """C code that a signal interrupts goes on, and its answer finds the connection half closed."""
+    server = start(options("harakiri = 1", family=family))
+    answer = uwsgi(server.address, "/comes_back", method="POST", body=bytes(20_000_000))
+    assert (answer.status, answer.end) == (504, End.EOF)
+    server.wait_log(r"was running for .*; answered 504")
+    server.wait_log(r"/comes_back => generated 0 bytes in \d+ msecs \(HTTP/1.1 504\)")
+
+
+def test_a_dump_that_kills_the_worker_does_not_end_harakiri(start: Start) -> None:
+    """The traceback of all threads can crash a process: the next ones are ended all the same."""
+    server = start(options("harakiri = 1", "processes = 1"))
+    for _ in range(2):
+        assert uwsgi(server.address, "/stuck_and_dumps_kill").status == 504
+        assert uwsgi(server.address, "/quick").status == 200
+    server.wait_log("DAMN ! worker 1", 2)
+    assert "NO MERCY" not in server.log()
+    assert "defect" not in server.log()
+
+
+def test_threads_that_outlast_the_mercy_are_shown_before_they_die(start: Start) -> None:
+    server = start(options("threads = 2", "harakiri = 1", "worker-reload-mercy = 2"))
+    began = time.monotonic()
+
+    def call(number: int) -> int:
+        if number == 0:
+            return uwsgi(server.address, "/stuck_in_sleep").status
+        later(began, 0.9)
+        return uwsgi(server.address, "/stuck_on_a_lock").status
+
+    assert together(2, call) == [504, 504]
+    server.wait_log(r"traceback of all threads of worker 1")
+
+
 def later(began: float, seconds: float) -> None:
     wait_until(lambda: time.monotonic() - began > seconds)
 
@@ -158,9 +193,11 @@ def test_a_request_that_a_stopped_worker_never_began_is_served_by_its_replacemen
 
 def test_a_stopped_worker_whose_request_went_to_another_is_replaced(start: Start) -> None:
     server = start(options("processes = 2", "harakiri = 3"))
-    victim = int(uwsgi(server.address, "/quick").text)  # the warmest: it gets the next one, too
+    (_, victim), _ = server.wait_workers(2)
     os.kill(victim, signal.SIGSTOP)
-    assert uwsgi(server.address, "/quick").status == 200
+    with Connection(server.address) as slow:  # whichever core each gets, the other one is served
+        slow.send(packet(cgi("/quick")))
+        assert uwsgi(server.address, "/quick").status == slow.answer().status == 200
     server.wait_log(rf"worker \d \(pid: {victim}\) has not stirred for 3 s")
     wait_until(lambda: not is_running(victim))
     server.wait_workers(2)
@@ -173,12 +210,25 @@ def test_an_answer_that_had_begun_is_visibly_cut(start: Start) -> None:
     server.wait_log("its answer begun")
 
 
+ENDINGS = {"a list": "close_never_ends", "a generator": "generator_never_ends"}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_complete_answer_stays_whole_although_its_close_never_ends(start: Start, family: str) -> None:
+@pytest.mark.parametrize("path", ENDINGS.values(), ids=ENDINGS)
+def test_a_complete_answer_stays_whole_although_the_request_never_ends(start: Start, path: str, family: str) -> None:
     server = start(options("harakiri = 1", family=family))
-    answer = uwsgi(server.address, "/close_never_ends")
+    answer = uwsgi(server.address, f"/{path}")
     assert (answer.status, answer.body, answer.end) == (200, b"complete", End.EOF)
+    server.wait_log("its answer was complete")
     server.wait_log("DAMN ! worker 1")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_complete_answer_stays_whole_although_its_worker_dies_after_it(start: Start, family: str) -> None:
+    server = start(options(family=family))
+    answer = uwsgi(server.address, "/dies_in_close")
+    assert (answer.status, answer.body, answer.end) == (200, b"complete", End.EOF)
+    server.wait_log("was answered, but not over: its worker died")
 
 
 def test_harakiri_counts_from_the_start_of_the_request_not_from_its_arrival(start: Start) -> None:

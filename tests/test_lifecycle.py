@@ -293,6 +293,23 @@ def test_a_zygote_that_hangs_in_the_fork_is_killed():
     assert "the zygote has not forked worker 1" in story.said()
 
 
+def test_a_zygote_that_hangs_after_the_fork_is_killed_although_the_worker_serves():
+    """The child is through the fork, its parent isn't: nobody knows the child's pid."""
+    story = Story(1)
+    story.do(ZygoteLoaded())
+    story.do(WorkerAlive(1))
+    story.do(WorkerReady(1))
+    assert story.do(Tick(1), after=60) == [KillZygote()]
+    assert story.do(ZygoteGone(-9)) == [Forget(1)]
+
+
+def test_a_fork_that_fails_while_everybody_leaves_does_not_hold_up_the_end():
+    story = Story(1)
+    story.do(ZygoteLoaded())
+    story.do(StopAsked(fast=True))
+    assert story.do(ForkFailed(1, "no memory")) == [Forget(1), Exit(0)]
+
+
 def test_a_worker_may_load_the_application_for_as_long_as_it_likes():
     story = Story(1)
     story.do(ZygoteLoaded())

@@ -138,6 +138,10 @@ def test_a_worker_that_has_no_descriptor_left_loses_no_request_and_is_replaced(s
 
 HANGS = {
     "in the child": ("after_in_child", r"worker 1 \(pid: \d+\) gave no sign of life within 1 s \(spawn-timeout\)"),
+    "in the zygote, after the fork": (
+        "after_in_parent",
+        r"the zygote has not forked worker 1 within 1 s \(spawn-timeout\); killing the zygote",
+    ),
     "in the zygote": ("before", r"the zygote has not forked worker 1 within 1 s \(spawn-timeout\); killing the zygote"),
 }
 

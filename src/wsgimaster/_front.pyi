@@ -19,6 +19,7 @@ class Request(NamedTuple):
     waited: float
     begun: bool
     sent: bool
+    complete: bool
 
 class Events(Protocol):
     """What the front tells the master; all of it is rare."""

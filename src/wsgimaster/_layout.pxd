@@ -22,8 +22,8 @@
 # done == seq: the core is free.
 #
 # A request that is to be ended from outside (harakiri.py) is named by the master: condemned = seq. A signal handler in
-# the worker (_rescue.pxd) acts only on that one, answers it itself if nothing was sent (answered = seq), and says
-# which signals it has dealt with (dumps). softened = seq: raise an exception in it first.
+# the worker (_rescue.pxd) acts only on that one, answers it itself if nothing was sent (answered = seq), and counts
+# the tracebacks that it has written (dumps). softened = seq: raise an exception in it first.
 #
 # The doorbell. A worker that finishes sets its bit, then rings (an eventfd) only if the master asked for it:
 # `ring` is 1 while the master sleeps and somebody waits for a core, no core is idle, or one is leaving; a client
@@ -90,6 +90,7 @@ cdef extern from * nogil:
 
     #define OUTCOME_LINGER 1u          /* request bytes may be outstanding: read and discard before closing */
     #define OUTCOME_CUT    2u          /* the answer is incomplete: close at once, so that the client sees it */
+    #define OUTCOME_COMPLETE 4u        /* while it runs: the whole answer is out, only the application still does something */
 
     /* On a channel, master to worker and back. A message is a MessageHead, the variable block, body bytes. */
     typedef struct {
@@ -253,6 +254,7 @@ cdef extern from * nogil:
         RING_BYTES
         OUTCOME_LINGER
         OUTCOME_CUT
+        OUTCOME_COMPLETE
         MESSAGE_REQUEST
         MESSAGE_NOP
         MESSAGE_RETIRE

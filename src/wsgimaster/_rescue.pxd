@@ -39,15 +39,13 @@ cdef extern from * nogil:
         Slot *slot;                  /* NULL in threads that are no core */
         pid_t pid;
         volatile int fd;             /* the client's; -1: no request, or nothing to be done for it any more */
-        volatile int complete;       /* the whole answer is out, only the application's close() still runs */
         volatile uint64_t seq, id;
     } Rescue;
     static __thread Rescue rescue __attribute__((tls_model("initial-exec"))) = { .fd = -1 };
 
     static void rescue_take(int fd, uint64_t seq, uint64_t id) {
-        rescue.seq = seq; rescue.id = id; rescue.complete = 0; rescue.fd = fd;
+        rescue.seq = seq; rescue.id = id; rescue.fd = fd;
     }
-    static void rescue_complete(void) { rescue.complete = 1; }
     static void rescue_release(void) { rescue.fd = -1; }
     static int rescue_running(uint64_t seq) { return rescue.fd >= 0 && rescue.seq == seq; }
 
@@ -58,7 +56,7 @@ cdef extern from * nogil:
             size_t size = write_answer(text, status, reason, r->id);
             store_release(&r->slot->sent, r->seq);
             send(r->fd, text, size, MSG_NOSIGNAL | MSG_DONTWAIT);
-        } else if (!r->complete) {
+        } else if (r->slot->outcome != OUTCOME_COMPLETE) {
             cut(r->fd);
             return;
         }
@@ -129,7 +127,6 @@ cdef extern from * nogil:
     }
     """
     void rescue_take(int fd, uint64_t seq, uint64_t id)
-    void rescue_complete()
     void rescue_release()
     bint rescue_running(uint64_t seq)
     int rescue_install()

@@ -3,6 +3,7 @@ from mmap import mmap
 from typing import Any
 
 class ClientDisconnected(OSError): ...
+class ChannelLost(OSError): ...
 
 class FileWrapper:
     filelike: Any

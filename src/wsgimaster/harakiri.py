@@ -63,12 +63,11 @@ class Monitor:
         self.front, self.log = front, log
         self.handle, self.worker_in = handle, worker_in
         self.busy = asyncio.Event()  # set whenever requests may be running
-        self.ended = 0
         self._softened: dict[int, tuple[str, float]] = {}  # by core: the request's id, when it is killed
         self._spared: dict[int, str] = {}  # by core: a request below harakiri-queue-threshold that was told of
-        self._ending: Counter[int] = Counter()  # by slot: requests whose traceback is being taken
+        self._ending: Counter[int] = Counter()  # by pid: requests whose traceback is being taken
         self._tasks: set[asyncio.Task[None]] = set()
-        self._killers: set[int] = set()  # slots
+        self._killed: set[int] = set()  # pids of workers that a task is about to kill
 
     async def watch(self) -> None:
         """For ever. Wakes at the next deadline, and ten times a second while requests run, else never."""
@@ -98,17 +97,20 @@ class Monitor:
                 self._spared[core] = request.id
                 self.log.say(f"HARAKIRI: Skipping harakiri on worker {worker[1]}: {self._why_spared()}")
             return
+        if not request.begun and self.front.idle and self.front.take_back(core):
+            return  # another core has it now
         softened, kill_at = self._softened.get(core, ("", 0.0))
         if softened != request.id and self.settings.graceful_timeout and self.threads == 1 and request.begun:
             self._soften(request, *worker)
             return
         if softened == request.id and time.monotonic() < kill_at:
             return
+        try_ = 2 if softened == request.id else 1
         self._softened.pop(core, None)
         state = self._kernel_state(request, worker[0]) if self.settings.verbose else []  # before a signal changes it
         self.front.condemn(core)
         poked = self._poke(core, worker[0], every_thread=False)  # the client first: others may be as late
-        lines = self._head(request, *worker, try_=2 if kill_at else 1)
+        lines = self._head(request, *worker, try_, soft=False)
         lines[1:1] = state
         task = asyncio.get_running_loop().create_task(self._end(request, *worker, lines, poked))
         self._tasks.add(task)
@@ -138,7 +140,7 @@ class Monitor:
     def _soften(self, request: Request, child: Child, number: int) -> None:
         timeout = self.settings.graceful_timeout
         self._softened[request.core] = (request.id, time.monotonic() + timeout)
-        lines = [*self._head(request, child, number, try_=1), self._what_it_did(request)]
+        lines = [*self._head(request, child, number, 1, soft=True), self._what_it_did(request)]
         lines.append(f"HARAKIRI: next harakiri (kill) on worker {number} in {timeout:g} s")
         self.log.say("\n".join(lines))
         self.front.soften(request.core)
@@ -146,34 +148,43 @@ class Monitor:
 
     async def _end(self, request: Request, child: Child, number: int, lines: list[str], poked: int) -> None:
         """Its thread has been told: see to what it writes, and to its worker. lines: what the log says first."""
-        slot = request.core // self.threads + 1
-        self.ended += 1
-        self._ending[slot] += 1
-        self.handle(lifecycle.WorkerStuck(slot))
-        traceback = await self._written(request.core, child, poked)
-        answered = self.front.release(request.core)
-        if answered:
-            lines.append(f"{self._what_it_did(request)}; answered 504")
-        elif self.front.is_stuck(request.core):
-            lines.append(self._what_it_did(request))
-        else:
-            lines.append(f"HARAKIRI: request {request.id} ended by itself at the last moment")
-        if traceback:
-            lines.append(f"HARAKIRI: traceback of worker {number} core {request.core % self.threads}:\n{traceback}")
-        lines.append(f"HARAKIRI triggered by worker {number} core {request.core % self.threads} !!!")
-        self.log.say("\n".join(lines))
-        self._ending[slot] -= 1
-        if slot not in self._killers:
-            self._killers.add(slot)
-            await self._kill(request.core, child, number)
-            self._killers.discard(slot)
+        late = time.monotonic()
+        self._ending[child.pid] += 1
+        try:
+            self.handle(lifecycle.WorkerStuck(request.core // self.threads + 1))
+            traceback = await self._written(request.core, child, poked)
+            lines.append(self._how_it_ended(request))
+            if traceback:
+                lines.append(f"HARAKIRI: traceback of worker {number} core {request.core % self.threads}:\n{traceback}")
+            lines.append(f"HARAKIRI triggered by worker {number} core {request.core % self.threads} !!!")
+            self.log.say("\n".join(lines))
+        finally:
+            self._ending[child.pid] -= 1
+            self._ending += Counter()  # without the zeros
+        if child.pid not in self._killed:
+            self._killed.add(child.pid)
+            try:
+                await self._kill(request.core, child, number, late + self.mercy - DEATH_TIME)
+            finally:
+                self._killed.discard(child.pid)
 
-    async def _kill(self, core: int, child: Child, number: int) -> None:
-        """When the other threads are done."""
+    def _how_it_ended(self, request: Request) -> str:
+        """Take over the connection, if the handler has answered, and say so."""
+        now = self.front.describe(request.core)
+        if now is None or now.id != request.id:
+            return f"HARAKIRI: request {request.id} ended by itself at the last moment"
+        answered = self.front.release(request.core)
+        if now.complete:
+            return f"{self._what_it_did(now)}; its answer was complete"
+        return self._what_it_did(request) + ("; answered 504" if answered else "")
+
+    async def _kill(self, core: int, child: Child, number: int, patience: float) -> None:
+        """When the other threads are done, or at the end of the patience (monotonic seconds)."""
         slot = core // self.threads + 1
         cores = range((slot - 1) * self.threads, slot * self.threads)
-        patience = time.monotonic() + self.mercy
-        while (self._ending[slot] or self.front.running_in(slot - 1)) and time.monotonic() < patience and child.alive:
+        while self._ending[child.pid] or self.front.running_in(slot - 1):
+            if not child.alive or time.monotonic() > patience:
+                break
             await asyncio.sleep(NEIGHBOURS_STEP)
         if not child.alive or not any(self.front.is_stuck(core) for core in cores):
             return  # it has left, or is about to: all its cores were told to
@@ -214,9 +225,9 @@ class Monitor:
 
     # ---- what the log says ----
 
-    def _head(self, request: Request, child: Child, number: int, try_: int) -> list[str]:
-        soft = "yes" if self.settings.graceful_timeout and self.threads == 1 and try_ == 1 else "no"
-        lines = [f"*** HARAKIRI ON WORKER {number} (pid: {child.pid}, try: {try_}, graceful: {soft}) ***"]
+    def _head(self, request: Request, child: Child, number: int, try_: int, soft: bool) -> list[str]:
+        graceful = "yes" if soft else "no"
+        lines = [f"*** HARAKIRI ON WORKER {number} (pid: {child.pid}, try: {try_}, graceful: {graceful}) ***"]
         lines.append(f"HARAKIRI !!! worker {number} status !!!")
         first = request.core - request.core % self.threads
         for core in range(first, first + self.threads):

@@ -232,7 +232,8 @@ class Slot:
     number: int = 0  # of the worker that is or was in it
     phase: Phase = Phase.EMPTY
     pid: int = 0
-    alive_by: float | None = None  # ASKED, STARTING: when a sign of life is due
+    alive: bool = False  # the worker has said so
+    alive_by: float | None = None  # when that and the zygote's report of the fork are due; None once both are there
     ready_at: float | None = None
     kill_at: float | None = None  # LEAVING, while the rest goes on: the end of its mercy
     limits: Limits = recycling.NO_LIMITS
@@ -313,7 +314,7 @@ class Overseer:
             case ForkFailed(slot, why):
                 return self._fork_failed(self._slot(slot), why, now)
             case WorkerAlive(slot):
-                self._slot(slot).alive_by = None
+                self._alive(self._slot(slot))
                 return []
             case WorkerReady(slot):
                 return self._ready(self._slot(slot), now)
@@ -378,13 +379,13 @@ class Overseer:
         for post, slot in due:
             slot.move(Phase.ASKED)
             slot.number, slot.pid, slot.ready_at, slot.kill_at = post.number, 0, None, None
-            slot.worn, slot.stuck, slot.alive_by = None, False, now + self.spawn_timeout
+            slot.worn, slot.stuck, slot.alive, slot.alive_by = None, False, False, now + self.spawn_timeout
         return [Fork(slot.place, slot.number) for _, slot in due]
 
     def _leave(self, slot: Slot, now: float) -> list[Effect]:
         """No more requests; what runs is finished, within the mercy."""
         slot.move(Phase.LEAVING)
-        slot.kill_at, slot.alive_by = now + self.mercy, None
+        slot.kill_at = now + self.mercy
         return [Retire(slot.place)]
 
     def _somebody_soon(self, now: float) -> None:
@@ -421,6 +422,8 @@ class Overseer:
         slot.pid, slot.limits = pid, recycling.draw(self.recycling, self.processes, chance)
         if slot.phase is Phase.ASKED:
             slot.move(Phase.STARTING)
+        if slot.alive:
+            slot.alive_by = None
         spawned: list[Effect] = [Say(f"spawned uWSGI worker {slot.number} (pid: {pid}, cores: {self.threads})")]
         return spawned + self._fill(now)
 
@@ -432,11 +435,18 @@ class Overseer:
         post.crashes += 1
         post.not_before = now + max(1.0, backoff(post.crashes))
         self._somebody_soon(now)
-        return [Forget(slot.place), Say(f"worker {post.number} could not be forked: {why}; trying again")]
+        said = Say(f"worker {post.number} could not be forked: {why}; trying again")
+        return [Forget(slot.place), said, *self._exit_when_empty()]
+
+    def _alive(self, slot: Slot) -> None:
+        slot.alive = True
+        if slot.pid:  # or the zygote may hang in the fork although the child is through it
+            slot.alive_by = None
 
     def _ready(self, slot: Slot, now: float) -> list[Effect]:
         self.ever_ready = True
-        slot.ready_at, slot.alive_by = now, None
+        slot.ready_at = now
+        self._alive(slot)
         if slot.phase not in (Phase.ASKED, Phase.STARTING):
             return []
         slot.move(Phase.READY)
@@ -542,7 +552,7 @@ class Overseer:
             return []
         slot.alive_by = None
         waited = f"within {self.spawn_timeout:g} s (spawn-timeout)"
-        if slot.phase is Phase.ASKED:
+        if not slot.pid:
             return [Say(f"the zygote has not forked worker {slot.number} {waited}; killing the zygote"), KillZygote()]
         return [
             Say(

@@ -6,7 +6,6 @@ Runs in: the master, on the loop's thread. Nothing here blocks.
 """
 
 import asyncio
-import contextlib
 import os
 import random
 import signal
@@ -16,8 +15,6 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any
-
-import psutil
 
 from wsgimaster import __version__, harakiri, http1, lifecycle, messages, processes, sockets
 from wsgimaster._front import Front, Request
@@ -114,9 +111,7 @@ class Master:
         self.zygote: Child | None = None
         self.control: socket.socket | None = None
         self.workers: dict[int, Child] = {}  # by slot
-        self.pipes: dict[
-            int, tuple[int, int]
-        ] = {}  # output and tracebacks of workers whose pid isn't known yet, by slot
+        self.pipes: dict[int, list[int]] = {}  # output and tracebacks of workers whose pid isn't known yet, by slot
         self.ready_cores: dict[int, int] = {}  # by slot: how many of its worker's cores have said READY
         self.closing: set[int] = set()  # listeners whose door is closed and whose backlog isn't empty yet
         self.strangers: dict[int, int] = {}  # pid: status of children that nobody asked for
@@ -341,24 +336,24 @@ class Master:
         """Register the slot's cores, then ask the zygote for the process."""
         assert self.control is not None
         theirs: list[int] = []
+        pipes: list[int] = []
         try:
             for core in self._cores(slot):
                 ours, far = processes.make_channel()
                 self.front.add_core(core, ours, far)
                 theirs.append(far)
-            output, pipe = processes.output_pipe()
-            theirs.append(pipe)
-            tracebacks, pipe = processes.output_pipe()
-            theirs.append(pipe)
-            self.pipes[slot] = output, tracebacks
             self.ready_cores[slot] = 0
-            try:
-                socket.send_fds(self.control, [messages.encode(Message(Kind.FORK, slot, number))], theirs)
-            finally:
-                for pipe in theirs[-2:]:
-                    os.close(pipe)
+            ours_of_pipes = self.pipes[slot] = []
+            for _ in ("output", "tracebacks"):
+                end, pipe = processes.output_pipe()
+                ours_of_pipes.append(end)
+                pipes.append(pipe)
+            socket.send_fds(self.control, [messages.encode(Message(Kind.FORK, slot, number))], [*theirs, *pipes])
         except OSError as error:
             self.loop.call_soon(self.handle, lifecycle.ForkFailed(slot, error.strerror or str(error)))
+        finally:
+            for pipe in pipes:
+                os.close(pipe)
 
     def _forked(self, slot: int, pid: int) -> None:
         pipes = self.pipes.pop(slot, None)
@@ -379,7 +374,8 @@ class Master:
             self.handle(lifecycle.Forked(slot, pid, chance))
             self.handle(lifecycle.WorkerGone(slot, self.strangers.pop(pid, -signal.SIGKILL)))
             return
-        worker = self.workers[slot] = Child(pid, pidfd, *pipes)
+        output, tracebacks = pipes
+        worker = self.workers[slot] = Child(pid, pidfd, output, tracebacks)
         self._watch_output(worker)
         self.handle(lifecycle.Forked(slot, pid, chance))
         self.loop.add_reader(pidfd, self._worker_gone, slot, worker)
@@ -391,7 +387,7 @@ class Master:
         if traceback_ := worker.take_tracebacks():
             text = traceback_.decode("utf-8", "backslashreplace").rstrip()
             self.log.say(f"{self._name((slot - 1) * self.threads)} (pid: {worker.pid}) left a traceback:\n{text}")
-        os.close(worker.tracebacks)
+        worker.close_tracebacks()
         del self.workers[slot]
         self.handle(lifecycle.WorkerGone(slot, status))
 
@@ -413,15 +409,13 @@ class Master:
             memory = settings.watches_memory and time.monotonic() >= memory_at
             if memory:
                 memory_at = time.monotonic() + settings.memory_interval
-            figures = {slot: self._figures(slot, child, memory) for slot, child in self.workers.items()}
-            self.handle(lifecycle.Looked(figures))
-
-    def _figures(self, slot: int, child: Child, memory: bool) -> Figures:
-        rss = address_space = 0
-        if memory:
-            with contextlib.suppress(psutil.Error):  # it has just ended
-                rss, address_space, *_ = psutil.Process(child.pid).memory_info()
-        return Figures(self.front.served_by(slot - 1), rss, address_space)
+            figures = {}
+            for slot, child in list(self.workers.items()):
+                rss, address_space = child.memory() if memory and child.alive else (0, 0)
+                figures[slot] = Figures(self.front.served_by(slot - 1), rss, address_space)
+                if memory:
+                    await asyncio.sleep(0)  # 20 us each, and requests come first
+            self.handle(lifecycle.Looked({slot: one for slot, one in figures.items() if slot in self.workers}))
 
     def _housekeep(self) -> None:
         """Reap orphans that fell to us (PID 1, subreaper): one by one, never a child that somebody waits for."""
@@ -517,6 +511,8 @@ class Master:
     def request_lost(self, request: Request, status: int) -> None:
         what = f"request {request.id} ({request.method} {request.uri} from {request.address or 'an unnamed client'})"
         how = f"was answered {status}" if status else "was cut, its answer begun"
+        if request.complete:
+            how = "was answered, but not over"
         self.log.say(f"{self._name(request.core)} core {request.core % self.threads}: {what} {how}: its worker died")
 
     def queue_full(self, listener: int, waiting: int, oldest: float) -> None:

@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from wsgimaster import recycling
 from wsgimaster.errors import StartError
 from wsgimaster.log import LineAssembler
 from wsgimaster.settings import Settings
@@ -33,6 +36,7 @@ class Child:
     tracebacks: int = -1  # of the pipe that its signal handlers write to; a zygote has none
     lines: LineAssembler = field(default_factory=LineAssembler)
     alive: bool = True  # not yet reaped
+    process: psutil.Process | None = None  # for its figures; made when they are first asked for
 
     def kill(self) -> None:
         signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
@@ -57,6 +61,21 @@ class Child:
             if not data:
                 return False
         return True
+
+    def memory(self) -> tuple[int, int]:
+        """(resident, address space) in bytes; zeros when it has just ended."""
+        try:
+            self.process = self.process or psutil.Process(self.pid)
+            resident, address_space, *_ = self.process.memory_info()
+        except psutil.Error:
+            return 0, 0
+        return resident, address_space
+
+    def close_tracebacks(self) -> None:
+        """At its end: whoever still waits for more gets nothing."""
+        if self.tracebacks >= 0:
+            os.close(self.tracebacks)
+        self.tracebacks = -1
 
     def take_tracebacks(self) -> bytes:
         """What its signal handlers have written since the last time."""
@@ -160,8 +179,8 @@ def start_zygote(
 def descriptors_needed(settings: Settings) -> int:
     """How many the master opens before the first client: two per core, three per process, and some of its own.
 
-    While workers are replaced there are more of both; with `recycle-budget` that is a tenth.
+    While workers are replaced there are as many more as `recycle-budget` says.
     """
-    cores = settings.processes.processes * settings.processes.threads
-    needed = 2 * cores + 3 * settings.processes.processes
-    return needed + needed // 10 + len(settings.sockets.addresses) + 60
+    workers = settings.processes.processes
+    workers += min(workers, recycling.budget(settings.recycling, workers))
+    return (2 * settings.processes.threads + 3) * workers + len(settings.sockets.addresses) + 60

@@ -12,7 +12,7 @@ from wsgimaster.settings import Recycling
 class Urgency(IntEnum):
     BUDGET = 1  # when `recycle-budget` allows another one
     NOW = 2  # a replacement at once, however many there are
-    KILL = 3  # no replacement first: the memory is needed
+    KILL = 3  # it is killed while its replacement is being asked for: the memory is needed
 
 
 @dataclass(frozen=True, slots=True)

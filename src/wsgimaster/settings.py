@@ -10,7 +10,7 @@ from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Network = IPv4Network | IPv6Network
 
@@ -99,8 +99,8 @@ class Processes(Section):
 
     @property
     def tasks(self) -> int:
-        """How many processes and threads the server itself has, in the kernel's way of counting for `limit-nproc`."""
-        return self.processes * self.threads + MASTER_TASKS + 1  # 1: the zygote
+        """How many processes and threads the server itself may have, as the kernel counts them for `limit-nproc`."""
+        return 2 * self.processes * self.threads + MASTER_TASKS + 1  # 2: replacements; 1: the zygote
 
     @model_validator(mode="after")
     def _fits_the_scoreboard(self) -> Processes:
@@ -111,6 +111,10 @@ class Processes(Section):
         return self
 
 
+# KILL, STOP; the C library's own; crashes (ILL, TRAP, ABRT, BUS, FPE, SEGV); the server's (_layout.pxd, _process.pyx).
+UNUSABLE_SIGNALS = frozenset({9, 19, 32, 33, 4, 5, 6, 7, 8, 11, 41, 42, 43})
+
+
 class Harakiri(Section):
     """What happens to a request that takes too long."""
 
@@ -119,6 +123,13 @@ class Harakiri(Section):
     graceful_timeout: Annotated[float, Field(ge=0)] = 0.0  # seconds from a soft exception to the kill; 0: no exception
     graceful_signal: Annotated[int, Field(ge=1, le=64)] = 15
     queue_threshold: Annotated[int, Field(ge=0)] = 0  # nothing is killed while fewer requests wait
+
+    @field_validator("graceful_signal")
+    @classmethod
+    def _can_be_handled(cls, number: int) -> int:
+        if number in UNUSABLE_SIGNALS:
+            raise ValueError(f"signal {number} can't bring an exception; 10 (USR1), 12 (USR2) and 15 (TERM) can")
+        return number
 
 
 class Recycling(Section):

@@ -59,7 +59,7 @@ class Soften(LeaveToMaster):
         self.core = core
 
     def __call__(self, number: int, frame: Any) -> None:
-        if self.core.asked_to_stop():
+        if os.getpid() == self.owner and self.core.asked_to_stop():
             raise RequestTimeout("the request has run for longer than harakiri")
         super().__call__(number, frame)
 
@@ -113,7 +113,7 @@ def run(
         status = 0
     except SystemExit as leaving:
         status = leaving.code if isinstance(leaving.code, int) else 1
-    except OSError as error:
+    except _serve.ChannelLost as error:
         # The channels are unusable: requests can't come any more, so don't wait for the application's threads.
         os.write(2, f"worker {number}: {error}; leaving\n".encode())
         os._exit(1)

@@ -45,6 +45,17 @@ def stuck_in_a_thread(environ):
     thread.join()
 
 
+def stuck_and_dumps_kill(environ):
+    """A dump of all threads ends this process, as it may when they are running."""
+    signal.signal(signal.SIGRTMIN + 8, signal.SIG_DFL)
+    stuck_in_a_thread(environ)
+
+
+def comes_back(environ):
+    """In C, until a signal comes."""
+    ctypes.CDLL(None).sleep(LONG)
+
+
 def gate(environ):
     """Until the file exists."""
     while not Path(environ["QUERY_STRING"]).exists():
@@ -115,20 +126,26 @@ def stop(environ):
 
 
 class Body:
-    """A complete answer whose close() never ends."""
+    """A complete answer whose close() never ends, or ends everything."""
 
-    def __init__(self):
+    def __init__(self, close):
         self.chunks = iter([b"complete"])
+        self.end = close
 
     def __iter__(self):
         return self.chunks
 
     def close(self):
-        time.sleep(LONG)
+        self.end({})
 
 
 def half_an_answer():
     yield b"half"
+    time.sleep(LONG)
+
+
+def complete_answer():
+    yield b"complete"
     time.sleep(LONG)
 
 
@@ -141,6 +158,8 @@ DEEDS = {
         stuck_with_the_gil,
         stuck_in_a_read,
         stuck_in_a_thread,
+        stuck_and_dumps_kill,
+        comes_back,
         gate,
         with_finally,
         swallows,
@@ -161,11 +180,16 @@ def application(environ, start_response):
     path = environ["PATH_INFO"].strip("/")
     if path in DEEDS:
         DEEDS[path](environ)
-    start_response("200 OK", [("Content-Type", "text/plain")])
+    headers = [("Content-Length", "8")] if path == "generator_never_ends" else []
+    start_response("200 OK", [("Content-Type", "text/plain"), *headers])
+    if path == "generator_never_ends":
+        return complete_answer()
     if path == "half_an_answer":
         return half_an_answer()
     if path == "close_never_ends":
-        return Body()
+        return Body(stuck_in_sleep)
+    if path == "dies_in_close":
+        return Body(kill)
     return [b"%d" % os.getpid()]
 
 

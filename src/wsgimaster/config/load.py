@@ -235,6 +235,9 @@ class _Build:
                     continue
                 index = self._origin[f"{name}.{problem['loc'][0]}"]
                 assignment = self.gathered.assignments[index]
+                if problem["type"] == "value_error":  # our own words
+                    self._refuse(index, assignment, str(problem["ctx"]["error"]))
+                    continue
                 message = problem["msg"].removeprefix("Input ").removeprefix("should ")
                 self._refuse(index, assignment, f"must {message}, found {shortened(assignment.value)}")
             return None
@@ -261,8 +264,8 @@ class _Build:
         if processes.limit_nproc is not None and processes.limit_nproc < own:
             self.notes.add(
                 self._set_by("processes.limit_nproc"),
-                f"counts as {own}, which is what the server itself has: {processes.processes} workers with"
-                f" {processes.threads} threads each, a zygote and a master",
+                f"counts as {own}, which is what the server itself may have: {processes.processes} workers with"
+                f" {processes.threads} threads each, as many replacements, a zygote and a master",
             )
 
     def _refuse(self, index: int, assignment: Assignment, problem: str, hint: str | None = None) -> None:
