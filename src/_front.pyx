@@ -239,25 +239,12 @@ def board_bytes(size_t cores):
     """The scoreboard's size in bytes. Raises ValueError beyond its largest number of cores."""
     if not 0 < cores <= BOARD_MAX_CORES:
         raise ValueError(f"processes x threads is {cores}; 1 to {BOARD_MAX_CORES} are possible")
-    return rings_offset(cores) + cores * RING_BYTES
+    return board_size(cores)
 
 
-cdef size_t slots_offset(size_t cores):
-    return sizeof(BoardHead) + (cores + 511) // 512 * 64  # the bitmap fills whole cache lines
-
-
-cdef size_t rings_offset(size_t cores):
-    return (slots_offset(cores) + cores * sizeof(Slot) + 4095) & ~<size_t>4095
-
-
-def format_board(memory, uint32_t cores, uint32_t threads, int doorbell):
-    """Write the head of a new, zeroed scoreboard."""
-    cdef unsigned char[::1] view = memory
-    cdef BoardHead *board = <BoardHead *>&view[0]
-    board.magic, board.version, board.cores, board.threads = BOARD_MAGIC, BOARD_VERSION, cores, threads
-    board.bitmap_offset, board.slots_offset = sizeof(BoardHead), slots_offset(cores)
-    board.rings_offset, board.total_bytes = rings_offset(cores), board_bytes(cores)
-    board.doorbell = doorbell
+def board_slots_offset(size_t cores):
+    """Where the first slot is, in bytes."""
+    return slots_offset(cores)
 
 
 ANSWERS = {
@@ -270,6 +257,9 @@ ANSWERS = {
 # worker's business. started, waited: seconds, the first on the monotonic clock. begun: the application has seen it;
 # sent: bytes of an answer went out; complete: all of them. The texts are escaped.
 Request = namedtuple("Request", "core id seq method uri address started waited begun sent complete")
+
+
+WITHOUT_CONTROLS = bytes(c if 32 <= c < 127 or c == 10 else 63 for c in range(256))
 
 
 class HeadError(Exception):
@@ -290,7 +280,6 @@ cdef class Front:
     read_http_head(head, fd, limit): see http1.read_head. events: the master's object, see `Events` in _front.pyi.
     """
 
-    # Where the parts of the scoreboard are: computed once, since the applications can scribble over its head.
     cdef BoardHead *board
     cdef uint64_t *bitmap
     cdef Slot *slots
@@ -325,6 +314,7 @@ cdef class Front:
     cdef unsigned char *scratch
     cdef int idle_cores, leaving_cores, running, asked
     cdef bint paused, ticking
+    cdef bint held                # accept nobody: the master lacks descriptors for its processes
     cdef bint finished_some       # since the last tick: their lines are in the rings, and only a tick takes them
     cdef bint overloaded          # more requests came than may wait, and it hasn't eased off since
     cdef uint64_t overloaded_ns, turned_away
@@ -337,9 +327,9 @@ cdef class Front:
         cdef unsigned char[::1] view = memory
         self.memory = memory
         self.board = <BoardHead *>&view[0]
-        self.bitmap = <uint64_t *>(&view[0] + sizeof(BoardHead))
-        self.slots = <Slot *>(&view[0] + slots_offset(cores))
-        self.rings = &view[0] + rings_offset(cores)
+        self.bitmap = board_bitmap(self.board)
+        self.slots = board_slots(self.board, cores)
+        self.rings = board_rings(self.board, cores)
         self.core_count, self.threads = cores, threads
         self.process_count = cores // threads
         self.buffer_size = buffer_size
@@ -571,6 +561,13 @@ cdef class Front:
             self.events.accepting_paused(strerror(error).decode())
         return 0
 
+    def hold(self, bint held):
+        """Accept nobody as long as this is so; what waits in the backlog waits."""
+        self.held = held
+        if held:
+            self.pause(EMFILE)
+            self.before_sleeping()
+
     cdef void set_listeners(self, uint32_t what):
         cdef epoll_event event
         cdef int number
@@ -722,8 +719,7 @@ cdef class Front:
         if self.queue.length >= self.waiting_limit or self.queued_bytes + have > MAX_QUEUED:
             self.drop_who_left()
         if self.queue.length >= self.waiting_limit or self.queued_bytes + have > MAX_QUEUED:
-            self.forget_bytes(c)
-            return self.turn_away(fd)
+            return self.turn_away(fd, bytes)
         if c.bytes == NULL or bytes < c.bytes or bytes >= c.bytes + c.room:
             self.forget_bytes(c)
             c.bytes = <unsigned char *>PyMem_RawMalloc(have)
@@ -737,14 +733,14 @@ cdef class Front:
         self.n_queued += 1
         return 0
 
-    cdef int turn_away(self, int fd) except -1:
+    cdef int turn_away(self, int fd, const unsigned char *packet) except -1:
         """503 to one more than may wait. The log hears of the first and, when it has eased off, how many there were."""
         if not self.overloaded:
             self.overloaded, self.overloaded_ns, self.turned_away = True, now_ns(), 0
             self.events.queue_full(self.connections[fd].listener, self.queue.length, self.oldest_wait())
         self.turned_away += 1
         self.n_refused += 1
-        return self.answer_status(fd, 503)
+        return self.answer_status(fd, 503, packet)
 
     cdef double oldest_wait(self):
         """Seconds."""
@@ -904,6 +900,8 @@ cdef class Front:
             if outcome & OUTCOME_LINGER:
                 self.linger(fd)
             else:
+                if outcome & OUTCOME_CUT:  # the worker has tried, but the application may have closed its descriptor
+                    cut(fd)
                 self.drop(fd)
         if slot.log_head - slot.log_tail > RING_BYTES // 2:
             self.take_ring(core)
@@ -967,11 +965,13 @@ cdef class Front:
         cdef Connection *c = &self.connections[fd]
         self.n_refused += 1
         self.events.request_refused(self.names[c.listener], kind or str(status), status, f"{why} (request {c.id:016x})")
-        return self.answer_status(fd, status)
+        return self.answer_status(fd, status, c.bytes if c.state == QUEUED else NULL)
 
-    cdef int answer_status(self, int fd, int status) except -1:
+    cdef int answer_status(self, int fd, int status, const unsigned char *packet) except -1:
+        """packet: the request, if it is known, since the answer to a HEAD has no body."""
         cdef char text[ANSWER_BYTES]
-        cdef size_t size = write_answer(text, status, ANSWERS[status], self.connections[fd].id)
+        cdef bint bodyless = packet != NULL and variable(packet, b"REQUEST_METHOD") == "HEAD"
+        cdef size_t size = write_answer(text, status, ANSWERS[status], self.connections[fd].id, bodyless)
         return self.answer(fd, PyBytes_FromStringAndSize(text, size))
 
     cdef int answer(self, int fd, bytes text) except -1:
@@ -1034,7 +1034,7 @@ cdef class Front:
                 self.drop(fd)
             else:
                 self.n_refused += 1
-                self.answer_status(fd, status)
+                self.answer_status(fd, status, k.kept)
             self.events.request_lost(request, status)
         self.pump()
         self.before_sleeping()
@@ -1164,8 +1164,8 @@ cdef class Front:
         cdef Core *k = &self.cores[core]
         if k.client < 0:
             return None
-        return Request(core, f"{self.connections[k.client].id:016x}", k.seq, variable(k, b"REQUEST_METHOD"),
-                       variable(k, b"REQUEST_URI"), variable(k, b"REMOTE_ADDR"), self.started(core) / 1e9,
+        return Request(core, f"{self.connections[k.client].id:016x}", k.seq, variable(k.kept, b"REQUEST_METHOD"),
+                       variable(k.kept, b"REQUEST_URI"), variable(k.kept, b"REMOTE_ADDR"), self.started(core) / 1e9,
                        k.waited_ns / 1e9, load_acquire(&self.slots[core].taken) == k.seq,
                        load_acquire(&self.slots[core].sent) == k.seq, self.is_complete(core))
 
@@ -1199,6 +1199,10 @@ cdef class Front:
         cdef Core *k = &self.cores[core]
         return k.state != ABSENT and self.slots[core].condemned == k.seq and load_acquire(&self.slots[core].done) != k.seq
 
+    def answered(self, int core):
+        """The number of the request that the worker's handler has answered last on this core."""
+        return load_acquire(&self.slots[core].answered)
+
     def release(self, int core):
         """If the worker's handler has answered the client, see to the rest of the connection. True if so."""
         cdef Core *k = &self.cores[core]
@@ -1220,7 +1224,7 @@ cdef class Front:
         k.client = -1
         self.running -= 1
         self.n_refused += 1
-        self.answer_status(fd, status)
+        self.answer_status(fd, status, k.kept)
         self.before_sleeping()
         return True
 
@@ -1352,7 +1356,7 @@ cdef class Front:
         self.drop_who_left()
         empty_eventfd(self.doorbell)
         cdef uint64_t now = now_ns()  # after everything that stamps a connection, or differences would be negative
-        if self.paused:
+        if self.paused and not self.held:
             self.paused = False
             self.set_listeners(EPOLLIN)
         while self.heads.length and now - self.connections[self.heads.first].since_ns > self.timeout_ns:
@@ -1407,7 +1411,9 @@ cdef class Front:
         if size > first:
             lines += PyBytes_FromStringAndSize(<const char *>ring, size - first)
         store_release(&slot.log_tail, head)
-        self.events.request_lines(lines)
+        # The worker has escaped every value; what has got in here since is the application's scribbling.
+        lines = lines.translate(WITHOUT_CONTROLS)
+        self.events.request_lines(lines if lines.endswith(b"\n") else lines + b"\n")
         if slot.log_dropped != self.cores[core].drops_told:
             self.events.lines_dropped(core, slot.log_dropped - self.cores[core].drops_told)
             self.cores[core].drops_told = slot.log_dropped
@@ -1460,10 +1466,10 @@ cdef class Front:
             self.drop(self.heads.first)
 
 
-cdef str variable(Core *k, bytes name):
-    """A variable of the kept copy of the core's request, escaped for the log; "" when it hasn't got one."""
-    cdef const unsigned char *at = k.kept + 4
-    cdef const unsigned char *end = at + (k.kept[1] | (<size_t>k.kept[2] << 8))
+cdef str variable(const unsigned char *packet, bytes name):
+    """A variable of a request that was admitted, escaped for the log; "" when it hasn't got one."""
+    cdef const unsigned char *at = packet + 4
+    cdef const unsigned char *end = at + (packet[1] | (<size_t>packet[2] << 8))
     cdef size_t key_size, value_size
     while at < end:  # its lengths were checked before it was admitted
         key_size = at[0] | (<size_t>at[1] << 8)

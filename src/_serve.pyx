@@ -38,6 +38,7 @@ import io
 import os
 import sys
 import tempfile
+import traceback
 from http import HTTPStatus
 from stat import S_ISREG
 from urllib.parse import unquote_to_bytes
@@ -434,6 +435,8 @@ cdef class Exchange:
         size = PyBytes_GET_SIZE(data)
         if size == 0:  # PEP 3333: the head waits for the first byte
             return 0
+        if forked_off:
+            raise SystemExit(0)
         if not self.responded:
             raise RuntimeError("the application sent a body before it called start_response (PEP 3333)")
         if self.bodyless:
@@ -568,7 +571,7 @@ cdef class Exchange:
 cdef class Core:
     """One thread of a worker. `serve` runs until the master sends it away or is gone.
 
-    board: the scoreboard's buffer; index: the core's number in it. environ: what every request's environ begins
+    board: the scoreboard's buffer, cores: how many it has, index: this one's number in it. environ: what every request's environ begins
     with. log_*: which requests get a line. complain(text): one line to the log. report(method, uri): called inside
     an except block, logs the traceback.
     """
@@ -590,16 +593,17 @@ cdef class Core:
     cdef long ctime_second
     cdef char ctime_text[26]
 
-    def __cinit__(self, int channel, memory, int index, int core_id, application, dict environ, double timeout, *,
+    def __cinit__(self, int channel, memory, int cores, int doorbell, int index, int core_id, application, dict environ, double timeout, *,
                   bint log_all, bint log_4xx, bint log_5xx, complain, report):
         cdef unsigned char[::1] view = memory
         self.channel, self.index, self.core_id = channel, index, core_id
         self.memory = memory
         self.board = <BoardHead *>&view[0]
-        if self.board.magic != BOARD_MAGIC or self.board.version != BOARD_VERSION or index >= self.board.cores:
-            raise ValueError("the scoreboard is of another version of wsgimaster")
-        self.slot, self.ring = board_slot(self.board, index), board_ring(self.board, index)
-        self.bitmap, self.doorbell = board_bitmap(self.board), self.board.doorbell
+        if not 0 <= index < cores or <size_t>view.shape[0] < board_size(cores):
+            raise ValueError(f"core {index} of {cores} isn't on a scoreboard of {view.shape[0]} bytes")
+        self.slot = board_slots(self.board, cores) + index
+        self.ring = board_rings(self.board, cores) + <size_t>index * RING_BYTES
+        self.bitmap, self.doorbell = board_bitmap(self.board), doorbell
         self.application, self.environ = application, environ
         self.timeout_ns = <uint64_t>(timeout * 1e9)
         self.log_all, self.log_4xx, self.log_5xx = log_all, log_4xx, log_5xx
@@ -647,8 +651,8 @@ cdef class Core:
                 self.slot.deadline_ns = 0
             self.slot.outcome = 0
             if message.kind == MESSAGE_REQUEST:
+                store_release(&self.slot.taken, message.seq)  # first: who is answered must not be served once more
                 rescue_take(fd, message.seq, message.id)
-                store_release(&self.slot.taken, message.seq)
                 self.slot.outcome = self.handle(message, fd)
             else:
                 store_release(&self.slot.taken, message.seq)
@@ -734,9 +738,13 @@ cdef class Core:
         result = None
         try:
             result = self.application(environ, exchange.start_response)
+            if forked_off:
+                raise SystemExit(0)
             exchange.send_result(result)
             self.complain_of_length(exchange)
             self.slot.outcome = OUTCOME_COMPLETE
+        except BaseException if forked_off else ():
+            end_child()
         except ClientDisconnected:
             self.slot.clients_gone += self.slot.answered != exchange.seq
             outcome = OUTCOME_CUT
@@ -756,13 +764,16 @@ cdef class Core:
         """500, or 504 for a request that was told to stop, if nothing went out yet; else it must be seen to be cut."""
         cdef char text[ANSWER_BYTES]
         cdef iovec piece
+        if self.slot.outcome == OUTCOME_COMPLETE:
+            return 0
         if exchange.head_sent:
             return OUTCOME_CUT
         try:
             exchange.length, exchange.responded = -1, False
             if isinstance(sys.exc_info()[1], RequestTimeout):
                 piece.iov_base = text
-                piece.iov_len = exchange.head_bytes = write_answer(text, 504, b"Gateway Timeout", exchange.id)
+                piece.iov_len = exchange.head_bytes = write_answer(text, 504, b"Gateway Timeout", exchange.id,
+                                                                        exchange.head_method)
                 exchange.status = 504
                 exchange.mark_sent()
                 exchange.send_all(&piece, 1, 0)
@@ -846,6 +857,7 @@ cdef class Core:
         memcpy(self.head, b"HTTP/1.0 " if exchange.protocol in ("HTTP/1.0", "") else b"HTTP/1.1 ", 9)
         exchange.protocol_bytes = 9
         exchange.head_method = exchange.method == "HEAD"
+        rescue_method(exchange.head_method)
         return 0
 
     cdef int write_head(self, Exchange exchange, object status, object headers) except -1:
@@ -939,6 +951,26 @@ cdef class Core:
 
 # ---- the process ----
 
+def end_child():
+    """A child that the application forked has come to the end of its request's code: it is no worker, and ends.
+
+    As at the end of any forked child's code: its exit code is SystemExit's, an exception is shown, buffers are flushed.
+    """
+    error = sys.exc_info()[1]
+    status = 1
+    if isinstance(error, SystemExit):
+        status = 0 if error.code is None else error.code if isinstance(error.code, int) else 1
+    try:
+        if not isinstance(error, SystemExit):
+            traceback.print_exception(error)
+        elif status == 1 and error.code != 1:
+            sys.stderr.write(f"{error.code}\n")
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(status & 255)
+
+
 def expect_the_worst(int tracebacks):
     """Install the handlers that answer for stuck and crashing requests: _rescue.pxd. Once, after the application
     is loaded, whose own handlers stay beneath.
@@ -949,7 +981,7 @@ def expect_the_worst(int tracebacks):
     faulthandler.register(SIGNAL_STUCK, file=tracebacks, all_threads=False, chain=False)
     faulthandler.register(SIGNAL_DUMP, file=tracebacks, all_threads=True, chain=False)
     faulthandler.enable(file=tracebacks, all_threads=False)
-    if rescue_install() < 0:
+    if rescue_install(tracebacks) < 0:
         raise OSError(errno, "sigaction")
 
 

@@ -14,7 +14,7 @@ import pytest
 from support.wait import wait_until
 
 from wsgimaster import _serve
-from wsgimaster._front import Front
+from wsgimaster._front import Front, board_slots_offset
 from wsgimaster._proto import build
 from wsgimaster.processes import make_channel
 from wsgimaster.scoreboard import Scoreboard
@@ -90,7 +90,7 @@ class Application:
 class Bench:
     def __init__(self, tmp_path, processes=1, threads=1, waiting_limit=100, queue_timeout=0.0, even=False):
         self.cores = processes * threads
-        self.board = Scoreboard(self.cores, threads)
+        self.board = Scoreboard(self.cores)
         self.events, self.application = Recorder(), Application()
         self.front = Front(
             self.board.memory,
@@ -124,6 +124,8 @@ class Bench:
             core = _serve.Core(
                 self.worker_ends[number],
                 self.board.memory,
+                self.cores,
+                self.board.doorbell,
                 number,
                 0,
                 self.application.on(number),
@@ -153,8 +155,7 @@ class Bench:
 
     def begin(self, core, seq):
         """What a worker does first with a request: say in its slot that it has it."""
-        head = struct.unpack_from("<IIIIQQQQ", self.board.memory)
-        slots = head[5]
+        slots = board_slots_offset(self.cores)
         struct.pack_into("<Q", self.board.memory, slots + core * SLOT_BYTES, seq)
 
     def connect(self, data):
@@ -323,7 +324,7 @@ def test_the_applications_own_deadline_counts_if_it_is_earlier(bench):
     bench = bench().start(0)
     bench.ask("/wait")
     bench.until(lambda: bench.application.begun)
-    slots = struct.unpack_from("<IIIIQQQQ", bench.board.memory)[5]
+    slots = board_slots_offset(bench.cores)
     own = time.monotonic_ns() + 5_000_000_000
     struct.pack_into("<Q", bench.board.memory, slots + DEADLINE_NS, own)
     assert bench.front.overdue(60.0) == ([], pytest.approx(own / 1e9))

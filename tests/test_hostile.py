@@ -96,5 +96,5 @@ def test_a_start_that_could_not_watch_its_workers_is_refused(start: Start) -> No
     text = f"socket = app.sock\npythonpath = {APPS}\nmodule = hostile\nprocesses = 30\nthreads = 10\nmax-fd = 300\n"
     server = start(text, ready="nothing")
     assert server.wait_exit() == 1
-    assert "need 820 descriptors, the limit is 300" in server.log()
+    assert "need 842 descriptors, the limit is 300" in server.log()
     wait_until(lambda: not server.running(), 5)

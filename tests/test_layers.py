@@ -49,7 +49,7 @@ MAY_IMPORT = {
         "_front",
     },
     "startup": {"processes", "log", "master", "privileges", "sockets", "errors", "settings", "_process"},
-    "processes": {"errors", "log", "recycling", "settings"},
+    "processes": {"errors", "lifecycle", "log", "recycling", "settings"},
     "sockets": {"errors", "settings"},
     "privileges": {"errors", "settings", "_process"},
     "scoreboard": {"_front"},

@@ -95,7 +95,7 @@ def test_ready_may_come_before_the_fork_is_reported():
 
 def test_a_dead_worker_is_replaced_at_once():
     story = Story().serving()
-    assert story.do(WorkerGone(2, -9), after=5) == [Forget(2), Fork(2, 2)]
+    assert story.do(WorkerGone(2, -9, 0), after=5) == [Forget(2), Fork(2, 2)]
     assert "DAMN ! worker 2 (pid: 1002) died, killed by signal 9 :( trying respawn ..." in story.said()
 
 
@@ -103,7 +103,7 @@ def test_a_crash_loop_backs_off_in_its_own_slot():
     story = Story().serving()
     waits = []
     for _ in range(8):
-        effects = story.do(WorkerGone(1, 1), after=0.1)
+        effects = story.do(WorkerGone(1, 1, 0), after=0.1)
         if Fork(1, 1) not in effects:
             waits.append(round(story.overseer.wake_at - story.now, 3))
             assert story.do(Tick(0), after=waits[-1]) == [Fork(1, 1)]
@@ -115,7 +115,7 @@ def test_a_crash_loop_backs_off_in_its_own_slot():
 def test_while_nobody_serves_the_back_off_is_a_second_at_most():
     story, waits = Story(1).serving(), []
     for _ in range(6):
-        if Fork(1, 1) not in story.do(WorkerGone(1, -9), after=0.1):
+        if Fork(1, 1) not in story.do(WorkerGone(1, -9, 0), after=0.1):
             waits.append(round(story.overseer.wake_at - story.now, 3))
             assert story.do(Tick(0), after=waits[-1]) == [Fork(1, 1)]
         story.ready(1)
@@ -124,9 +124,9 @@ def test_while_nobody_serves_the_back_off_is_a_second_at_most():
 
 def test_a_worker_that_lived_ends_the_loop():
     story = Story(1).serving()
-    story.do(WorkerGone(1, 1), after=0.1)
+    story.do(WorkerGone(1, 1, 0), after=0.1)
     story.ready(1)
-    story.do(WorkerGone(1, 1), after=10)
+    story.do(WorkerGone(1, 1, 0), after=10)
     assert story.overseer.posts[0].crashes == 0
 
 
@@ -153,7 +153,7 @@ def test_need_app_under_lazy_apps_ends_the_start_with_22():
     story = Story(1, required=True)
     story.do(ZygoteLoaded())
     story.do(Forked(1, 7, 0.5))
-    assert story.do(WorkerGone(1, 22))[-1] == Exit(22)
+    assert story.do(WorkerGone(1, 22, 0))[-1] == Exit(22)
 
 
 def test_a_zygote_that_crashes_at_the_start_ends_it_with_1():
@@ -164,14 +164,50 @@ def test_a_zygote_that_dies_later_is_started_again_and_the_workers_stay():
     story = Story().serving()
     assert story.do(ZygoteGone(-9)) == []
     assert story.phases() == [Phase.READY, Phase.READY]
-    assert story.do(WorkerGone(1, -9), after=0.1) == [Forget(1)]  # nobody there to fork
+    assert story.do(WorkerGone(1, -9, 0), after=0.1) == [Forget(1)]  # nobody there to fork
     assert story.do(Tick(0), after=0.9) == [StartZygote()]
     assert story.do(ZygoteLoaded()) == [Fork(1, 1)]
 
 
+def test_a_zygote_that_lived_is_replaced_at_once():
+    story = Story().serving()
+    story.do(ZygoteGone(-9), after=1)
+    assert story.do(Tick(0)) == [StartZygote()]
+
+
+def test_while_nobody_serves_a_zygote_waits_for_a_second_at_most():
+    story = Story(1).serving()
+    story.do(WorkerGone(1, -9, 0))
+    for _ in range(6):
+        story.do(ZygoteGone(-9))
+        assert story.overseer.wake_at <= story.now + 1
+        assert StartZygote() in story.do(Tick(0), after=1.0)
+
+
+def test_who_has_served_is_no_crash_loop():
+    story = Story(1).serving()
+    for _ in range(5):
+        assert story.do(WorkerGone(1, -11, served=1), after=0.1) == [Forget(1), Fork(1, 1)]
+        story.ready(1)
+
+
+def test_crashes_are_forgotten_when_a_worker_has_lived_whatever_its_end():
+    story = Story(1).serving()
+    for _ in range(5):
+        story.do(WorkerGone(1, 1, 0), after=0.1)
+        story.ready(1)
+        story.do(WorkerStuck(1), after=100)
+        story.ready(2)
+        story.do(WorkerGone(1, -9, 0))
+        story.do(WorkerWorn(2, "grew old"), after=100)
+        story.ready(1)
+        story.do(WorkerGone(2, 0, 0))
+        assert story.overseer.posts[0].crashes == 0
+
+
 def test_forks_that_the_zygote_took_with_it_are_asked_again():
     story = Story().serving()
-    story.do(WorkerGone(1, 0), after=5)
+    story.do(WorkerGone(1, 0, 0), after=5)
     assert story.do(ZygoteGone(-9)) == [Forget(1)]
     assert story.phases() == [Phase.EMPTY, Phase.READY]
 
@@ -196,15 +232,15 @@ def test_a_graceful_stop_finishes_the_work_first():
     assert story.do(StopAsked(fast=False)) == [CloseDoor()]
     assert story.do(Tick(work_left=3), after=1) == []
     assert story.do(Tick(work_left=0), after=1) == [Retire(1), Retire(2)]
-    assert story.do(WorkerGone(1, 0)) == [Forget(1)]
-    assert story.do(WorkerGone(2, 0)) == [Forget(2), Exit(0)]
+    assert story.do(WorkerGone(1, 0, 0)) == [Forget(1)]
+    assert story.do(WorkerGone(2, 0, 0)) == [Forget(2), Exit(0)]
     assert "DAMN" not in story.said()
 
 
 def test_a_worker_that_dies_while_work_is_left_is_still_replaced():
     story = Story(1).serving()
     story.do(StopAsked(fast=False))
-    assert story.do(WorkerGone(1, -9), after=5) == [Forget(1), Fork(1, 1)]
+    assert story.do(WorkerGone(1, -9, 0), after=5) == [Forget(1), Fork(1, 1)]
 
 
 def test_a_graceful_stop_ends_with_the_mercy():
@@ -212,7 +248,7 @@ def test_a_graceful_stop_ends_with_the_mercy():
     story.do(StopAsked(fast=False))
     assert story.overseer.wake_at == story.now + 60
     assert story.do(Tick(work_left=2), after=60) == [RefuseWaiting(), Retire(1), Kill(1)]
-    assert story.do(WorkerGone(1, -9)) == [Forget(1), Exit(0)]
+    assert story.do(WorkerGone(1, -9, 0)) == [Forget(1), Exit(0)]
     assert "2 requests are cut" in story.said()
 
 
@@ -243,7 +279,7 @@ def test_a_worker_without_a_channel_is_replaced_at_once_and_may_finish():
     story = Story(2).serving()
     assert story.do(WorkerBroken(2), after=5) == [Retire(2), Fork(3, 2)]
     assert story.do(WorkerBroken(2)) == []
-    assert story.do(WorkerGone(2, 1)) == [Forget(2)]
+    assert story.do(WorkerGone(2, 1, 0)) == [Forget(2)]
     assert "DAMN" not in story.said()
 
 
@@ -261,7 +297,7 @@ def test_a_worker_without_a_channel_is_killed_after_the_mercy():
 def test_a_stuck_worker_is_replaced_before_it_is_killed():
     story = Story(2).serving()
     assert story.do(WorkerStuck(2), after=0.5) == [Retire(2), Fork(3, 2)]
-    assert story.do(WorkerGone(2, -9)) == [Forget(2)]
+    assert story.do(WorkerGone(2, -9, 0)) == [Forget(2)]
     assert "DAMN ! worker 2 (pid: 1002) died, killed by signal 9" in story.said()
     assert story.overseer.posts[1].crashes == 0  # no crash: the next one doesn't wait
 
@@ -269,7 +305,7 @@ def test_a_stuck_worker_is_replaced_before_it_is_killed():
 def test_a_stuck_worker_that_ends_by_itself_is_no_death():
     story = Story(1).serving()
     story.do(WorkerStuck(1))
-    story.do(WorkerGone(1, 0))
+    story.do(WorkerGone(1, 0, 0))
     assert "DAMN" not in story.said()
 
 
@@ -283,7 +319,7 @@ def test_a_worker_that_hangs_in_the_fork_is_killed():
     assert story.overseer.wake_at == story.now + 60
     assert story.do(Tick(0), after=60) == [Kill(1)]
     assert "worker 1 (pid: 7) gave no sign of life within 60 s (spawn-timeout)" in story.said()
-    assert story.do(WorkerGone(1, -9)) == [Forget(1), Fork(1, 1)]
+    assert story.do(WorkerGone(1, -9, 0)) == [Forget(1), Fork(1, 1)]
 
 
 def test_a_zygote_that_hangs_in_the_fork_is_killed():
@@ -336,7 +372,7 @@ def test_the_replacement_is_ready_before_the_old_one_leaves():
     assert story.do(served(w1=150, w2=99), after=1) == []  # it is on its way
     assert story.do(Forked(3, 1003, 0.5)) == []
     assert story.do(WorkerReady(3)) == [Retire(1)]
-    assert story.do(WorkerGone(1, 0), after=0.5) == [Forget(1)]
+    assert story.do(WorkerGone(1, 0, 0), after=0.5) == [Forget(1)]
     said = story.said()
     assert "worker 1 has served 100 requests (its max-requests is 100)" in said
     assert "...The work of process 1001 is done. Seeya!" in said
@@ -368,7 +404,7 @@ def test_evil_means_at_once():
     assert story.do(large, after=5) == [Kill(1), Fork(2, 1)]
     assert story.do(large) == []
     assert "*** EVIL RELOAD ON WORKER 1 RSS: 2097152 (pid: 1001) ***" in story.said()
-    assert story.do(WorkerGone(1, -9)) == [Forget(1)]
+    assert story.do(WorkerGone(1, -9, 0)) == [Forget(1)]
 
 
 def test_evil_comes_after_a_milder_reason_too():
@@ -381,9 +417,9 @@ def test_a_replacement_that_fails_changes_nothing():
     story = Story(1, recycling=HUNDRED).serving()
     assert story.do(served(w1=100), after=5) == [Fork(2, 1)]
     story.do(Forked(2, 7, 0.5))
-    assert story.do(WorkerGone(2, 1), after=0.1) == [Forget(2), Fork(2, 1)]
+    assert story.do(WorkerGone(2, 1, 0), after=0.1) == [Forget(2), Fork(2, 1)]
     story.do(Forked(2, 8, 0.5))
-    assert story.do(WorkerGone(2, 1), after=0.1) == [Forget(2)]  # its second young death: the post waits
+    assert story.do(WorkerGone(2, 1, 0), after=0.1) == [Forget(2)]  # its second young death: the post waits
     assert story.phases() == [Phase.READY]
     assert story.overseer.wake_at == pytest.approx(story.now + 1)
     assert story.do(Tick(1), after=1) == [Fork(2, 1)]
@@ -392,7 +428,7 @@ def test_a_replacement_that_fails_changes_nothing():
 def test_an_old_worker_that_dies_meanwhile_has_its_replacement():
     story = Story(1, recycling=HUNDRED).serving()
     story.do(served(w1=100), after=5)
-    assert story.do(WorkerGone(1, -9)) == [Forget(1)]
+    assert story.do(WorkerGone(1, -9, 0)) == [Forget(1)]
     story.do(Forked(2, 7, 0.5))
     assert story.do(WorkerReady(2)) == []
 
@@ -436,9 +472,9 @@ def test_whatever_happens_recycling_takes_no_worker_away_before_its_time(happeni
         elif what == "ready" and slot.phase in (Phase.ASKED, Phase.STARTING):
             story.ready(place)
         elif what == "gone" and slot.phase is Phase.LEAVING:
-            story.do(WorkerGone(place, 0), after=0.1)
+            story.do(WorkerGone(place, 0, 0), after=0.1)
         elif what == "crash" and slot.pid and slot.phase is not Phase.EMPTY:
-            story.do(WorkerGone(place, -11), after=5)
+            story.do(WorkerGone(place, -11, 0), after=5)
         elif what == "stuck" and slot.phase is Phase.READY:
             story.do(WorkerStuck(place), after=0.1)
         elif what == "tick":

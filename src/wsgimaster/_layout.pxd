@@ -6,6 +6,9 @@
 #
 #     Board head | finished bitmap | Slot x cores | log ring x cores
 #
+# How many cores there are is told outside of it, since an application that scribbles over the head would otherwise keep
+# every later worker from starting.
+#
 # A core is one thread of one worker process; it serves one request at a time and owns one slot and one ring.
 # Every field has exactly one writer (named below), except the bitmap, `ring` and the totals, which take atomic
 # operations, and a slot whose worker is gone, which the master clears. The application runs in the worker and can
@@ -45,17 +48,11 @@ cdef extern from * nogil:
     #include <time.h>
     #include <unistd.h>
 
-    #define BOARD_MAGIC   0x424d5357u  /* "WSMB" */
-    #define BOARD_VERSION 2u
-    #define BOARD_MAX_CORES 32768u     /* twice what may serve: a replacement is ready before the old worker leaves */
+    #define BOARD_MAX_CORES 34000u     /* more than twice what may serve: lifecycle.slots_for */
     #define RING_BYTES    32768u       /* a power of two; about 150 default request lines */
     #define LINE  __attribute__((aligned(64)))
 
     typedef struct {
-        /* written once, by the master */
-        uint32_t magic, version, cores, threads;
-        uint64_t bitmap_offset, slots_offset, rings_offset, total_bytes;
-        int32_t  doorbell;             /* the eventfd's number, the same in every process */
         LINE uint32_t ring;            /* 1: ring when you finish */
         LINE uint64_t requests;        /* of all workers, for the request line */
     } BoardHead;
@@ -145,7 +142,7 @@ cdef extern from * nogil:
     /* An answer of the server's own, as HTTP/1.1; its size. Here and not with snprintf, since a signal handler
        writes it too (signal-safety(7)). The reason has at most 40 characters. */
     #define ANSWER_BYTES 400
-    static size_t write_answer(char *to, int status, const char *reason, uint64_t id) {
+    static size_t write_answer(char *to, int status, const char *reason, uint64_t id, int bodyless) {
         char *at = put_words(to, "HTTP/1.1 ");
         at = put_words(put_words(put_number(at, (unsigned)status), " "), reason);
         at = put_words(at, "\\r\\nContent-Type: text/plain\\r\\nContent-Length: ");
@@ -153,6 +150,7 @@ cdef extern from * nogil:
         if (status == 503) at = put_words(at, "\\r\\nRetry-After: 1");
         at = put_id(put_words(at, "\\r\\nX-Request-Id: "), id);
         at = put_words(at, "\\r\\nConnection: close\\r\\n\\r\\n");
+        if (bodyless) return (size_t)(at - to);  /* to a HEAD */
         at = put_words(put_words(put_number(at, (unsigned)status), " "), reason);
         at = put_id(put_words(at, "\\nrequest id: "), id);
         at = put_words(at, "\\n");
@@ -168,9 +166,20 @@ cdef extern from * nogil:
     #define add_u64(p, v)        __atomic_fetch_add((uint64_t *)(p), (v), __ATOMIC_RELAXED)
     #define leading_zeros(x)     __builtin_clzll(x)
 
-    #define board_bitmap(b)  ((uint64_t *)((char *)(b) + (b)->bitmap_offset))
-    #define board_slot(b, i) ((Slot *)((char *)(b) + (b)->slots_offset) + (i))
-    #define board_ring(b, i) ((unsigned char *)(b) + (b)->rings_offset + (size_t)(i) * RING_BYTES)
+    static size_t slots_offset(size_t cores) {   /* the bitmap fills whole cache lines */
+        return sizeof(BoardHead) + (cores + 511) / 512 * 64;
+    }
+    static size_t rings_offset(size_t cores) {
+        return (slots_offset(cores) + cores * sizeof(Slot) + 4095) & ~(size_t)4095;
+    }
+    static size_t board_size(size_t cores) { return rings_offset(cores) + cores * RING_BYTES; }
+    static uint64_t *board_bitmap(BoardHead *board) { return (uint64_t *)(board + 1); }
+    static Slot *board_slots(BoardHead *board, size_t cores) {
+        return (Slot *)((char *)board + slots_offset(cores));
+    }
+    static unsigned char *board_rings(BoardHead *board, size_t cores) {
+        return (unsigned char *)board + rings_offset(cores);
+    }
 
     /* Send one message and, if fd >= 0, the descriptor with it. */
     static ssize_t send_message(int channel, struct iovec *iov, int pieces, int fd) {
@@ -224,9 +233,6 @@ cdef extern from * nogil:
     }
     """
     ctypedef struct BoardHead:
-        uint32_t magic, version, cores, threads
-        uint64_t bitmap_offset, slots_offset, rings_offset, total_bytes
-        int32_t doorbell
         uint32_t ring
         uint64_t requests
 
@@ -248,8 +254,6 @@ cdef extern from * nogil:
         uint8_t modifier1
 
     enum:
-        BOARD_MAGIC
-        BOARD_VERSION
         BOARD_MAX_CORES
         RING_BYTES
         OUTCOME_LINGER
@@ -269,7 +273,7 @@ cdef extern from * nogil:
     int SIGNAL_STUCK
     int SIGNAL_DUMP
     uint64_t now_ns()
-    size_t write_answer(char *to, int status, const char *reason, uint64_t id)
+    size_t write_answer(char *to, int status, const char *reason, uint64_t id, int bodyless)
     uint64_t load_acquire(uint64_t *p)
     void store_release(uint64_t *p, uint64_t value)
     uint64_t load_seq(uint64_t *p)
@@ -281,8 +285,10 @@ cdef extern from * nogil:
     int leading_zeros(uint64_t x)
     uint32_t load_seq_u32 "load_seq"(uint32_t *p)
     uint64_t *board_bitmap(BoardHead *board)
-    Slot *board_slot(BoardHead *board, size_t core)
-    unsigned char *board_ring(BoardHead *board, size_t core)
+    size_t slots_offset(size_t cores)
+    size_t board_size(size_t cores)
+    Slot *board_slots(BoardHead *board, size_t cores)
+    unsigned char *board_rings(BoardHead *board, size_t cores)
 
     struct iovec:
         void *iov_base

@@ -31,6 +31,7 @@ from wsgimaster._layout cimport Slot
 cdef extern from * nogil:
     """
     #include <errno.h>
+    #include <pthread.h>
     #include <signal.h>
     #include <stdlib.h>
     #include <sys/mman.h>
@@ -39,13 +40,15 @@ cdef extern from * nogil:
         Slot *slot;                  /* NULL in threads that are no core */
         pid_t pid;
         volatile int fd;             /* the client's; -1: no request, or nothing to be done for it any more */
+        volatile int bodyless;       /* a HEAD */
         volatile uint64_t seq, id;
     } Rescue;
     static __thread Rescue rescue __attribute__((tls_model("initial-exec"))) = { .fd = -1 };
 
     static void rescue_take(int fd, uint64_t seq, uint64_t id) {
-        rescue.seq = seq; rescue.id = id; rescue.fd = fd;
+        rescue.seq = seq; rescue.id = id; rescue.bodyless = 0; rescue.fd = fd;
     }
+    static void rescue_method(int bodyless) { rescue.bodyless = bodyless; }
     static void rescue_release(void) { rescue.fd = -1; }
     static int rescue_running(uint64_t seq) { return rescue.fd >= 0 && rescue.seq == seq; }
 
@@ -53,7 +56,7 @@ cdef extern from * nogil:
         Rescue *r = &rescue;
         if (load_acquire(&r->slot->sent) < r->seq) {
             char text[ANSWER_BYTES];
-            size_t size = write_answer(text, status, reason, r->id);
+            size_t size = write_answer(text, status, reason, r->id, r->bodyless);
             store_release(&r->slot->sent, r->seq);
             send(r->fd, text, size, MSG_NOSIGNAL | MSG_DONTWAIT);
         } else if (r->slot->outcome != OUTCOME_COMPLETE) {
@@ -69,6 +72,24 @@ cdef extern from * nogil:
         else if (older->sa_handler != SIG_DFL && older->sa_handler != SIG_IGN) older->sa_handler(number);
     }
 
+    /* One traceback at a time, each after a line with its request's id, or 0: several threads may be stuck at once. Who
+       can't have his turn within a tenth of a second writes all the same. */
+    static int tracebacks = -1;
+    static int dumping = 0;
+    static int dump_begins(uint64_t id) {
+        char name[18] = { 2 };
+        *put_id(name + 1, id) = '\\n';
+        int mine = 0;
+        for (int i = 0; i < 200 && !(mine = !__atomic_exchange_n(&dumping, 1, __ATOMIC_ACQUIRE)); i++) {
+            struct timespec pause = { 0, 500000 };
+            nanosleep(&pause, NULL);
+        }
+        ssize_t ignored = write(tracebacks, name, sizeof name);
+        (void)ignored;
+        return mine;
+    }
+    static void dump_ends(int mine) { if (mine) __atomic_store_n(&dumping, 0, __ATOMIC_RELEASE); }
+
     static struct sigaction older_stuck, older_dump, older_crash[5];
     static const int crashes[5] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT };
 
@@ -77,7 +98,10 @@ cdef extern from * nogil:
         Rescue *r = &rescue;
         if (r->slot && r->fd >= 0 && load_acquire(&r->slot->condemned) == r->seq && getpid() == r->pid) {
             end_answer(504, "Gateway Timeout");
+            r->fd = -1;  /* if the traceback crashes, there is nothing left to answer */
+            int mine = dump_begins(r->id);
             call_older(&older_stuck, number, info, context);
+            dump_ends(mine);
             add_u64(&r->slot->dumps, 1);
         }
         errno = error;
@@ -85,6 +109,7 @@ cdef extern from * nogil:
 
     static void on_dump(int number, siginfo_t *info, void *context) {
         int error = errno;
+        dump_begins(0);
         call_older(&older_dump, number, info, context);
         if (rescue.slot) add_u64(&rescue.slot->dumps, 1);
         errno = error;
@@ -109,7 +134,12 @@ cdef extern from * nogil:
     }
 
     /* Once per process, after faulthandler has installed its own. */
-    static int rescue_install(void) {
+    static int forked_off = 0;  /* this is a child that the application has forked, not the worker */
+    static void note_fork(void) { forked_off = 1; }
+
+    static int rescue_install(int pipe) {
+        tracebacks = pipe;
+        pthread_atfork(NULL, NULL, note_fork);
         int failed = over(SIGNAL_STUCK, on_stuck, SA_RESTART, &older_stuck)
                    | over(SIGNAL_DUMP, on_dump, SA_RESTART, &older_dump);
         for (int i = 0; i < 5; i++) failed |= over(crashes[i], on_crash, SA_NODEFER, &older_crash[i]);
@@ -122,12 +152,19 @@ cdef extern from * nogil:
         stack_t stack = { .ss_size = RESCUE_STACK_BYTES };
         stack.ss_sp = mmap(NULL, RESCUE_STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (stack.ss_sp != MAP_FAILED) sigaltstack(&stack, NULL);
+        sigset_t ours;  /* an application may have blocked all signals before it started its threads, or us */
+        sigemptyset(&ours);
+        sigaddset(&ours, SIGNAL_STUCK);
+        sigaddset(&ours, SIGNAL_DUMP);
+        pthread_sigmask(SIG_UNBLOCK, &ours, NULL);
         rescue.pid = getpid();
         rescue.slot = slot;
     }
     """
     void rescue_take(int fd, uint64_t seq, uint64_t id)
+    void rescue_method(int bodyless)
     void rescue_release()
+    int forked_off
     bint rescue_running(uint64_t seq)
-    int rescue_install()
+    int rescue_install(int pipe)
     void rescue_thread(Slot *slot)

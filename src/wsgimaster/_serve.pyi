@@ -18,6 +18,8 @@ class Core:
         self,
         channel: int,
         memory: mmap,
+        cores: int,
+        doorbell: int,
         index: int,
         core_id: int,
         application: Callable[..., Any],

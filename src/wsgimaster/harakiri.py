@@ -38,6 +38,8 @@ from wsgimaster.settings import Harakiri
 
 LOOK = 0.1  # seconds between looks for deadlines of the applications' own
 HANDLER_TIME = 0.05  # seconds for a signal handler to answer and to write a traceback
+DUMP_TIME = 2.0  # seconds for all tracebacks of one worker: its threads take turns
+EVERYBODY = f"{0:016x}"  # the name of a traceback of all threads
 STEP = 0.002  # seconds between looks whether it has
 NEIGHBOURS_STEP = 0.02
 DEATH_TIME = 0.2  # seconds that a killed process takes at most, unless it sleeps uninterruptibly
@@ -152,7 +154,7 @@ class Monitor:
         self._ending[child.pid] += 1
         try:
             self.handle(lifecycle.WorkerStuck(request.core // self.threads + 1))
-            traceback = await self._written(request.core, child, poked)
+            traceback = await self._written(request.core, child, poked, request.id)
             lines.append(self._how_it_ended(request))
             if traceback:
                 lines.append(f"HARAKIRI: traceback of worker {number} core {request.core % self.threads}:\n{traceback}")
@@ -171,12 +173,14 @@ class Monitor:
     def _how_it_ended(self, request: Request) -> str:
         """Take over the connection, if the handler has answered, and say so."""
         now = self.front.describe(request.core)
-        if now is None or now.id != request.id:
-            return f"HARAKIRI: request {request.id} ended by itself at the last moment"
-        answered = self.front.release(request.core)
-        if now.complete:
+        there = now is not None and now.id == request.id
+        answered = self.front.answered(request.core) == request.seq
+        self.front.release(request.core)
+        if now is not None and there and now.complete:
             return f"{self._what_it_did(now)}; its answer was complete"
-        return self._what_it_did(request) + ("; answered 504" if answered else "")
+        if answered or there:
+            return self._what_it_did(request) + ("; answered 504" if answered else "")
+        return f"HARAKIRI: request {request.id} ended by itself at the last moment"
 
     async def _kill(self, core: int, child: Child, number: int, patience: float) -> None:
         """When the other threads are done, or at the end of the patience (monotonic seconds)."""
@@ -206,13 +210,16 @@ class Monitor:
         before = self.front.dumps(core)
         return before if child.alive and self.front.poke(core, child.pid, every_thread) else -1
 
-    async def _written(self, core: int, child: Child, poked: int) -> str:
-        """What the handler writes; until it says that it is done, or its time is over."""
-        text, over = b"", time.monotonic() + HANDLER_TIME
-        while self.front.dumps(core) == poked and time.monotonic() < over and child.alive:
-            text += child.take_tracebacks()
+    async def _written(self, core: int, child: Child, poked: int, name: str) -> str:
+        """What the handler writes for the request of that name; until it is done, or has been silent for too long."""
+        began = heard = time.monotonic()
+        while poked >= 0 and self.front.dumps(core) == poked and child.alive:
+            now = time.monotonic()
+            heard = now if child.collect_tracebacks() else heard
+            if now - heard > HANDLER_TIME or now - began > DUMP_TIME:
+                break
             await asyncio.sleep(STEP)
-        return (text + child.take_tracebacks()).decode("utf-8", "backslashreplace").rstrip()
+        return child.traceback_of(name)
 
     async def _dump_others(self, core: int, child: Child) -> str:
         try:
@@ -221,7 +228,7 @@ class Monitor:
             return ""
         if threads == 1:
             return ""
-        return await self._written(core, child, self._poke(core, child, every_thread=True))
+        return await self._written(core, child, self._poke(core, child, every_thread=True), EVERYBODY)
 
     # ---- what the log says ----
 

@@ -3,7 +3,7 @@
 Theory of operation
 
     post     a worker's number, 1 to `processes`: somebody has to be serving there
-    slot     a place for a worker process; there are twice as many, so that a replacement can be ready first
+    slot     a place for a worker process; there are more than twice as many, so that a replacement can be ready first
 
     slot     EMPTY --Fork--> ASKED --Forked--> STARTING --WorkerReady--> READY
                ^                                                           |
@@ -41,7 +41,7 @@ from wsgimaster.errors import EXIT_NO_APP
 from wsgimaster.recycling import Figures, Limits, Reason, Urgency
 from wsgimaster.settings import Recycling
 
-# Deaths within this many seconds of becoming ready, or before it, count as a crash loop.
+# Deaths within this many seconds of becoming ready, or before it, without a request served, count as a crash loop.
 YOUNG = 1.0
 LONGEST_BACKOFF = 30.0
 NOBODY_SERVES = 1.0  # the longest back-off then
@@ -138,6 +138,7 @@ class Looked:
 class WorkerGone:
     slot: int
     status: int
+    served: int  # requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +260,11 @@ class Stopping(Enum):
     LEAVING = auto()  # the workers have been sent away
 
 
+def slots_for(processes: int) -> int:
+    """Twice as many as workers, for their replacements; and two, since those may have to be replaced as well."""
+    return 2 * processes + 2
+
+
 def backoff(crashes: int) -> float:
     """Seconds before the next try, after this many young deaths in a row: 0, 1, 2, 4, 8, 16, 30, 30 ..."""
     return 0.0 if crashes <= 1 else min(LONGEST_BACKOFF, 2.0 ** min(crashes - 2, 10))
@@ -287,7 +293,7 @@ class Overseer:
     exiting: bool = False
 
     def __post_init__(self) -> None:
-        self.slots = [Slot(place) for place in range(1, 2 * self.processes + 1)]
+        self.slots = [Slot(place) for place in range(1, slots_for(self.processes) + 1)]
         self.posts = [Post(number) for number in range(1, self.processes + 1)]
 
     def start(self) -> list[Effect]:
@@ -324,8 +330,8 @@ class Overseer:
                 return self._worn(self._slot(slot), Reason(why, Urgency.NOW)) + self._fill(now)
             case WorkerStuck(slot):
                 return self._stuck(self._slot(slot), now)
-            case WorkerGone(slot, status):
-                return self._gone(self._slot(slot), status, now)
+            case WorkerGone(slot, status, served):
+                return self._gone(self._slot(slot), status, served, now)
             case Looked(figures):
                 return self._looked(figures, now)
             case StopAsked(fast):
@@ -411,10 +417,12 @@ class Overseer:
         if not self.ever_ready:
             what = "ended without an application" if status == EXIT_NO_APP else f"died ({explain(status)})"
             return [*effects, Say(f"the process that loads the application {what}; exiting"), Exit(_start_code(status))]
-        lived = self.zygote_loaded_at is not None and now - self.zygote_loaded_at >= LONGEST_BACKOFF
-        self.zygote_crashes = 1 if lived else self.zygote_crashes + 1
+        lived = self.zygote_loaded_at is not None and now - self.zygote_loaded_at >= YOUNG
+        self.zygote_crashes = 0 if lived else self.zygote_crashes + 1
         self.zygote_loaded_at = None
         wait = backoff(self.zygote_crashes + 1)
+        if not any(slot.phase is Phase.READY for slot in self.slots):
+            wait = min(wait, NOBODY_SERVES)
         self.zygote_not_before = now + wait
         return [*effects, Say(f"the zygote died ({explain(status)}); another one starts in {wait:g} s")]
 
@@ -499,10 +507,12 @@ class Overseer:
 
     # ---- ends ----
 
-    def _gone(self, slot: Slot, status: int, now: float) -> list[Effect]:
+    def _gone(self, slot: Slot, status: int, served: int, now: float) -> list[Effect]:
         expected = slot.phase is Phase.LEAVING or self.stopping is Stopping.LEAVING
-        young = slot.ready_at is None or now - slot.ready_at < YOUNG
+        young = not served and (slot.ready_at is None or now - slot.ready_at < YOUNG)
         post, pid = self.posts[slot.number - 1], slot.pid
+        if not young:
+            post.crashes = 0
         self._empty(slot)
         effects: list[Effect] = [Forget(slot.place)]
         if expected:
@@ -510,7 +520,7 @@ class Overseer:
             line = damn(post.number, pid, status) if killed else buried(post.number, pid, status)
             effects.append(Say(line))
             return effects + (self._exit_when_empty() or self._fill(now))
-        post.crashes = post.crashes + 1 if young else 0
+        post.crashes += young
         post.not_before = now + backoff(post.crashes)
         self._somebody_soon(now)
         effects.append(Say(damn(post.number, pid, status)))

@@ -70,8 +70,9 @@ class Master:
         self.settings, self.listeners, self.said = settings, listeners, said
         self.log = LogWriter(2)
         self.threads = settings.processes.threads
-        cores = 2 * settings.processes.processes * self.threads  # see lifecycle.py: posts and slots
-        self.board = Scoreboard(cores, self.threads)
+        cores = lifecycle.slots_for(settings.processes.processes) * self.threads
+        self.board = Scoreboard(cores)
+        self.reserve = processes.Reserve(self.threads)
         self.waiting_limit, warning = sockets.waiting_limit(settings.sockets.waiting_limit, sockets.largest_backlog())
         if warning:
             said.append(warning)
@@ -221,8 +222,11 @@ class Master:
         self._perform(self.overseer.handle(event, time.monotonic()))
 
     def _perform(self, effects: list[Effect]) -> None:
+        if any(isinstance(effect, (lifecycle.Fork, lifecycle.StartZygote)) for effect in effects):
+            self.reserve.release()  # nobody is accepted before it is filled again
         for effect in effects:
             self._do(effect)
+        self._keep_reserve()
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
@@ -230,6 +234,10 @@ class Master:
             # uvloop counts whole milliseconds; one more makes sure that the time has come
             delay = max(0.0, when - time.monotonic()) + 0.001
             self.timer = self.loop.call_later(delay, self._on_timer)
+
+    def _keep_reserve(self) -> None:
+        """Descriptors for the next process come before those for the next client."""
+        self.front.hold(not self.reserve.fill())
 
     def _on_timer(self) -> None:
         self.timer = None
@@ -372,7 +380,7 @@ class Master:
                 self.log.say(f"process {pid} can't be watched: {error.strerror}")
                 os.kill(pid, signal.SIGKILL)  # still ours: nobody has reaped it
             self.handle(lifecycle.Forked(slot, pid, chance))
-            self.handle(lifecycle.WorkerGone(slot, self.strangers.pop(pid, -signal.SIGKILL)))
+            self.handle(lifecycle.WorkerGone(slot, self.strangers.pop(pid, -signal.SIGKILL), 0))
             return
         output, tracebacks = pipes
         worker = self.workers[slot] = Child(pid, pidfd, output, tracebacks)
@@ -383,13 +391,14 @@ class Master:
     def _worker_gone(self, slot: int, worker: Child) -> None:
         self.loop.remove_reader(worker.pidfd)
         status = worker.reap()
-        self._end_output(worker)
-        if traceback_ := worker.take_tracebacks():
-            text = traceback_.decode("utf-8", "backslashreplace").rstrip()
-            self.log.say(f"{self._name((slot - 1) * self.threads)} (pid: {worker.pid}) left a traceback:\n{text}")
-        worker.close_tracebacks()
         del self.workers[slot]
-        self.handle(lifecycle.WorkerGone(slot, status))
+        try:
+            self._end_output(worker)
+            if text := worker.last_traceback():
+                self.log.say(f"{self._name((slot - 1) * self.threads)} (pid: {worker.pid}) left a traceback:\n{text}")
+            worker.close_tracebacks()
+        finally:  # its requests must be answered, whatever it wrote
+            self.handle(lifecycle.WorkerGone(slot, status, self.front.served_by(slot - 1)))
 
     def _forget(self, slot: int) -> None:
         for core in self._cores(slot):
@@ -478,6 +487,7 @@ class Master:
 
     def _tick(self) -> None:
         self._take_back_unbegun()
+        self._keep_reserve()
         if self.front.in_progress or self.front.questioned:
             self.harakiri.busy.set()
         again = self.front.tick()

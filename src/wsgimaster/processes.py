@@ -5,8 +5,11 @@ The other side of each is zygote.py and worker.py. Nothing here decides.
 Runs in: the master.
 """
 
+import contextlib
+import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -19,10 +22,12 @@ import psutil
 
 from wsgimaster import recycling
 from wsgimaster.errors import StartError
+from wsgimaster.lifecycle import slots_for
 from wsgimaster.log import LineAssembler
 from wsgimaster.settings import Settings
 
 CHANNEL_BUFFER = 160 << 10  # bytes; the largest message has 82 KiB, and hosts differ in their default
+TRACEBACK_ROOM = 1 << 20  # bytes
 TITLE_ROOM = " " * 200  # in the zygote's command line, for its title and its workers'
 
 
@@ -35,6 +40,7 @@ class Child:
     output: int  # our end of the pipe behind its fds 1 and 2
     tracebacks: int = -1  # of the pipe that its signal handlers write to; a zygote has none
     lines: LineAssembler = field(default_factory=LineAssembler)
+    written: bytes = b""  # from there, not yet asked for
     alive: bool = True  # not yet reaped
     process: psutil.Process | None = None  # for its figures; made when they are first asked for
 
@@ -77,12 +83,35 @@ class Child:
             os.close(self.tracebacks)
         self.tracebacks = -1
 
-    def take_tracebacks(self) -> bytes:
-        """What its signal handlers have written since the last time."""
+    def collect_tracebacks(self) -> bool:
+        """Take what its signal handlers have written; whether there was anything."""
+        if self.tracebacks < 0:
+            return False
+        if not self.written:
+            with contextlib.suppress(OSError):  # room for many threads' tracebacks, if we may
+                fcntl.fcntl(self.tracebacks, fcntl.F_SETPIPE_SZ, TRACEBACK_ROOM)
         try:
-            return os.read(self.tracebacks, 1 << 20) if self.tracebacks >= 0 else b""
+            data = os.read(self.tracebacks, TRACEBACK_ROOM)
         except BlockingIOError:
-            return b""
+            return False
+        self.written += data
+        return bool(data)
+
+    def traceback_of(self, name: str) -> str:
+        """The part that was written for this request, and forget it. "" when there is none."""
+        self.collect_tracebacks()
+        mark = b"\2" + name.encode() + b"\n"
+        before, found, rest = self.written.partition(mark)
+        part, end, others = rest.partition(b"\2")
+        if not found:
+            return ""
+        self.written = before + end + others
+        return part.decode("utf-8", "backslashreplace").rstrip()
+
+    def last_traceback(self) -> str:
+        """At its end: what nobody has asked for."""
+        self.collect_tracebacks()
+        return re.sub(rb"\x02[0-9a-f]*\n?", b"", self.written).decode("utf-8", "backslashreplace").rstrip()
 
 
 def output_pipe() -> tuple[int, int]:
@@ -97,7 +126,29 @@ def make_channel() -> tuple[int, int]:
     ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in ends:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CHANNEL_BUFFER)
+    ends[0].setblocking(False)
     return ends[0].detach(), ends[1].detach()
+
+
+class Reserve:
+    """Descriptors that are kept, so that clients can't take the last ones: the next worker needs them."""
+
+    def __init__(self, threads: int) -> None:
+        """threads: cores per process."""
+        self.size = 2 * threads + 4 + 8  # channels, two pipes; a pidfd, and as much for a zygote
+        self._held: list[int] = []
+
+    def fill(self) -> bool:
+        """Whether all are held (again)."""
+        with contextlib.suppress(OSError):
+            while len(self._held) < self.size:
+                self._held.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        return len(self._held) == self.size
+
+    def release(self) -> None:
+        """For the one who needs them, now."""
+        while self._held:
+            os.close(self._held.pop())
 
 
 def interpreter(home: str | None) -> str:
@@ -123,6 +174,7 @@ def plan_for_zygote(settings: Settings, descriptors: tuple[int, int]) -> dict[st
         "lazy": app.lazy,
         "required": app.required,
         "processes": processes.processes,
+        "cores": slots_for(processes.processes) * processes.threads,
         "threads": processes.threads,
         "timeout": settings.sockets.timeout,
         "graceful_signal": settings.harakiri.graceful_signal if settings.harakiri.graceful_timeout else 0,
@@ -183,4 +235,5 @@ def descriptors_needed(settings: Settings) -> int:
     """
     workers = settings.processes.processes
     workers += min(workers, recycling.budget(settings.recycling, workers))
-    return (2 * settings.processes.threads + 3) * workers + len(settings.sockets.addresses) + 60
+    reserve = Reserve(settings.processes.threads).size
+    return (2 * settings.processes.threads + 3) * workers + len(settings.sockets.addresses) + reserve + 50

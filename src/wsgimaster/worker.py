@@ -91,9 +91,14 @@ def load_application(plan: dict[str, Any]) -> Any:
 
 
 def run(
-    plan: dict[str, Any], slot: int, number: int, descriptors: list[int], board_fd: int, application: Any
+    plan: dict[str, Any],
+    slot: int,
+    number: int,
+    descriptors: list[int],
+    board: tuple[int, int],
+    application: Any,
 ) -> NoReturn:
-    """Everything from the fork to the exit. slot: 1 to 2 x processes; number: the worker's, 1 to processes."""
+    """Everything from the fork to the exit. number: the worker's, 1 to processes; board: scoreboard and doorbell."""
     status = 1
     try:
         *channels, output, tracebacks = descriptors
@@ -109,7 +114,7 @@ def run(
         if application is None:
             application = load_in_worker(plan, number)
         _serve.expect_the_worst(tracebacks)
-        serve(plan, slot, number, channels, board_fd, application)
+        serve(plan, slot, number, channels, board, application)
         status = 0
     except SystemExit as leaving:
         status = leaving.code if isinstance(leaving.code, int) else 1
@@ -178,14 +183,18 @@ def no_application(_environ: Any, start_response: Any) -> list[bytes]:
     return [b"Internal Server Error"]
 
 
-def serve(plan: dict[str, Any], slot: int, number: int, channels: list[int], board_fd: int, application: Any) -> None:
+def serve(
+    plan: dict[str, Any], slot: int, number: int, channels: list[int], board: tuple[int, int], application: Any
+) -> None:
     """One core per channel; core 1 in the main thread, since applications use signal.alarm."""
-    memory = mmap.mmap(board_fd, 0)
+    memory, doorbell = mmap.mmap(board[0], 0), board[1]
     threads = len(channels)
     cores = [
         _serve.Core(
             channel,
             memory,
+            plan["cores"],
+            doorbell,
             (slot - 1) * threads + core_id,
             core_id,
             application,

@@ -131,7 +131,7 @@ class Zygote:
         else:
             if pid == 0:
                 self.control.close()
-                worker.run(self.plan, slot, number, descriptors, self.board_fd, self.application)
+                worker.run(self.plan, slot, number, descriptors, (self.board_fd, self.doorbell), self.application)
             self.say(self.messages.Kind.FORKED, slot, pid)
         for fd in descriptors:
             os.close(fd)
