@@ -227,6 +227,27 @@ def test_a_request_and_its_line(bench):
     assert "=> generated 6 bytes in 0 msecs (HTTP/1.1 200)" in bench.events.lines[0]
 
 
+def test_what_is_scribbled_into_a_ring_never_comes_out_as_a_control_character(bench):
+    bench = bench().start(0)
+    bench.answer(bench.ask("/x"))
+    bench.until(lambda: bench.front.in_progress == 0)
+    bench.front.tick()
+    place = bench.board.memory.find(b"=> generated")
+    bench.board.memory[place : place + 2] = b"\x1b\x07"
+    bench.front.take_logs()
+    assert "?? generated 6 bytes" in bench.events.lines[0]
+
+
+def test_a_head_request_that_is_turned_away_gets_no_body(bench):
+    bench = bench(waiting_limit=1).start(0)
+    bench.ask("/wait")
+    bench.ask("/wait")
+    client = bench.connect(build([("PATH_INFO", "/"), ("REQUEST_METHOD", "HEAD")]))
+    head, _, body = bench.answer(client).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert body == b""
+
+
 def test_a_request_that_is_over_at_once_still_has_its_tick(bench):
     bench = bench().start(0)
     client = bench.connect(build([("PATH_INFO", "/quick")]))

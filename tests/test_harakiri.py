@@ -164,12 +164,32 @@ def test_the_replacement_serves_while_the_stuck_worker_waits_for_its_neighbours(
     assert [answer.status for answer in together(2, call)] == [504, 200]
 
 
-def test_every_stuck_thread_is_answered(start: Start) -> None:
+def test_every_stuck_thread_is_answered_and_has_its_own_traceback(start: Start) -> None:
     server = start(options("threads = 4", "harakiri = 1"))
-    assert [answer.status for answer in together(4, lambda _: uwsgi(server.address, "/stuck_in_sleep"))] == [504] * 4
-    server.wait_log(r"HARAKIRI triggered by worker 1 core \d !!!", 4)
+    places = ["stuck_in_sleep", "stuck_in_a_read", "stuck_on_a_lock", "stuck_in_a_thread"]
+    answers = together(4, lambda number: uwsgi(server.address, f"/{places[number]}"))
+    assert [answer.status for answer in answers] == [504] * 4
     server.wait_log("DAMN ! worker 1")
+    for place, answer in zip(places, answers, strict=True):
+        (part,) = re.findall(
+            rf"request {answer.header('X-Request-Id')} .*\n((?:.*\n)*?)HARAKIRI triggered", server.log()
+        )
+        assert set(re.findall(r"stuck\.py\", line \d+ in (stuck_\w+)", part)) == {place}
     assert uwsgi(server.address, "/quick").status == 200
+
+
+def test_threads_that_block_all_signals_are_answered_and_shown(start: Start) -> None:
+    server = start(options("threads = 2", "harakiri = 1"), env={"STUCK_BLOCKS": "yes"})
+    assert uwsgi(server.address, "/stuck_in_sleep").status == 504
+    server.wait_log(r"line \d+ in stuck_in_sleep")
+
+
+def test_the_answer_to_a_head_request_has_no_body(start: Start) -> None:
+    server = start(options("harakiri = 1"))
+    for path, status in (("/stuck_in_sleep", 504), ("/stop", 504), ("/kill", 502), ("/crash", 502)):
+        answer = uwsgi(server.address, path, method="HEAD")
+        assert (answer.status, answer.body) == (status, b"")
+        assert answer.header("X-Request-Id")
 
 
 def test_a_worker_that_is_stopped_in_its_request(start: Start) -> None:

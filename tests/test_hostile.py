@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import pytest
-from support.client import together, uwsgi
-from support.harness import APPS, Server, is_running
+from support.client import Connection, End, cgi, packet, together, uwsgi
+from support.harness import APPS, COMMAND, Server, free_port, is_running
 from support.wait import wait_until
 
 Start = Callable[..., Server]
@@ -45,6 +46,57 @@ def test_an_application_that(server: Server, path: str) -> None:
         assert serves(server)
     server.signal(signal.SIGTERM)
     assert server.wait_exit(20) == 0
+
+
+def test_workers_start_again_after_the_scoreboard_was_scribbled_over(server: Server) -> None:
+    uwsgi(server.address, "/scribble")
+    for worker in server.workers():
+        os.kill(worker.pid, signal.SIGKILL)
+    server.wait_log("DAMN ! worker", 3)
+    server.wait_workers(3)
+    assert serves(server)
+
+
+ENDS = {
+    "exits": ("/forked_exits", b"child ended with 7"),
+    "raises": ("/forked_raises", b"child ended with 1"),
+    "returns": ("/forked_returns", b"child ended with 0"),
+    "goes on with a generator": ("/generator", b"begun, from the parent"),
+}
+
+
+@pytest.mark.parametrize(("path", "body"), ENDS.values(), ids=ENDS)
+def test_a_child_that_the_application_forks_is_no_second_worker(server: Server, path: str, body: bytes) -> None:
+    """It ends where the request's code ends, and answers nobody."""
+    before = server.workers()
+    assert uwsgi(server.address, path).body == body
+    assert serves(server)
+    assert server.workers() == before
+    assert path != "/forked_raises" or "RuntimeError: the child's" in server.log()
+
+
+def test_an_answer_whose_descriptor_the_application_closed_is_visibly_cut(start: Start) -> None:
+    server = start(f"socket = 127.0.0.1:{free_port()}\npythonpath = {APPS}\nmodule = hostile\n")
+    answer = uwsgi(server.address, "/closes_the_client")
+    assert (answer.body, answer.end) == (b"half", End.RESET)
+
+
+def test_clients_do_not_take_the_descriptors_of_the_next_worker(start: Start) -> None:
+    """More half heads than there are descriptors, and then the only worker dies."""
+    text = f"socket = app.sock\npythonpath = {APPS}\nmodule = hostile\nmax-fd = 120\nsocket-timeout = 60\n"
+    server = start(text, command=["prlimit", "--nofile=120:120", *COMMAND])
+    (old,) = server.wait_workers(1)
+    with ExitStack() as stack:
+        for _ in range(150):
+            stack.enter_context(Connection(server.address)).send(packet(cgi("/"))[:9])
+        server.wait_log("no connections are accepted for a moment")
+        for _ in range(3):
+            (old,) = server.wait_workers(1)
+            os.kill(old.pid, signal.SIGKILL)
+            server.wait_log(rf"DAMN ! worker 1 \(pid: {old.pid}\)")
+            assert server.wait_workers(1) != [old]
+    assert serves(server)
+    assert "could not be forked" not in server.log()
 
 
 def test_exceptions_are_answered_without_a_stderr(server: Server) -> None:

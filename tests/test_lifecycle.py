@@ -433,6 +433,14 @@ def test_an_old_worker_that_dies_meanwhile_has_its_replacement():
     assert story.do(WorkerReady(2)) == []
 
 
+def test_a_post_is_filled_although_two_of_its_workers_are_still_leaving():
+    story = Story(1, recycling=HUNDRED).serving()
+    story.do(served(w1=100), after=5)
+    story.do(Forked(2, 7, 0.5))
+    assert story.do(WorkerReady(2)) == [Retire(1)]
+    assert story.do(WorkerStuck(2)) == [Retire(2), Fork(3, 1)]
+
+
 def test_an_old_worker_with_a_long_request_gets_the_mercy():
     story = Story(1, recycling=HUNDRED).serving()
     story.do(served(w1=100), after=5)

@@ -114,6 +114,7 @@ class Monitor:
         poked = self._poke(core, worker[0], every_thread=False)  # the client first: others may be as late
         lines = self._head(request, *worker, try_, soft=False)
         lines[1:1] = state
+        self._ending[worker[0].pid] += 1  # before the task's first step: another one may be about to kill this worker
         task = asyncio.get_running_loop().create_task(self._end(request, *worker, lines, poked))
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
@@ -151,7 +152,6 @@ class Monitor:
     async def _end(self, request: Request, child: Child, number: int, lines: list[str], poked: int) -> None:
         """Its thread has been told: see to what it writes, and to its worker. lines: what the log says first."""
         late = time.monotonic()
-        self._ending[child.pid] += 1
         try:
             self.handle(lifecycle.WorkerStuck(request.core // self.threads + 1))
             traceback = await self._written(request.core, child, poked, request.id)

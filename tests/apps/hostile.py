@@ -104,6 +104,37 @@ class Close:
         raise RuntimeError("close() failed")
 
 
+def forked(end):
+    """The parent waits for its child, which `end`s as this says, and answers."""
+    pid = os.fork()
+    if pid == 0:
+        if end == "exits":
+            sys.exit(7)
+        if end == "raises":
+            raise RuntimeError("the child's")
+        return b"from the child"
+    return b"child ended with %d" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def forked_in_a_generator():
+    yield b"begun, "
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+    yield b"from the %s" % (b"parent" if pid else b"child")
+
+
+def closes_the_client(start_response):
+    start_response("200 OK", [])
+    yield b"half"
+    for fd in descriptors():
+        if link(fd).startswith("socket:"):
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as copy:
+                if copy.type == socket.SOCK_STREAM:
+                    os.close(fd)
+    yield b"the rest"
+
+
 class Word(StrEnum):
     STATUS = "200 OK"
     NAME = "X-Word"
@@ -142,6 +173,15 @@ def application(environ, start_response):
     path = environ["PATH_INFO"].strip("/")
     if path == "cut_with_child":
         return cut_with_child(start_response)
+    if path == "closes_the_client":
+        return closes_the_client(start_response)
+    if path.startswith("forked_"):
+        body = forked(path.removeprefix("forked_"))
+        start_response("200 OK", [])
+        return [body]
+    if path == "generator":
+        start_response("200 OK", [])
+        return forked_in_a_generator()
     if path == "mixed_heads":
         return mixed_heads(start_response)
     if path == "boom":

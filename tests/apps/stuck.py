@@ -193,6 +193,9 @@ def application(environ, start_response):
     return [b"%d" % os.getpid()]
 
 
+if os.environ.get("STUCK_BLOCKS"):
+    signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals) | set(range(signal.SIGRTMIN, signal.SIGRTMAX + 1)))
+
 if os.environ.get("STUCK_OWN_HANDLER"):
 
     def own_handler(number, frame):
