@@ -13,7 +13,7 @@
 #     SEGV, BUS, FPE, ILL, ABRT   answer 502 if nothing was sent yet, write the traceback, and die of the same signal
 #
 # The tracebacks are faulthandler's, whose handlers lie beneath ours: installed first, called by ours. They go to a pipe
-# of their own, whose end here is non-blocking: a handler never waits.
+# of their own, whose end here is non-blocking: a handler never waits for a reader.
 #
 # Races. The record belongs to its thread and so do the handlers that read it, so "during" is always "between two
 # instructions of": fd is set last and cleared first, before the descriptor is closed and its number can be another's.
@@ -109,8 +109,9 @@ cdef extern from * nogil:
 
     static void on_dump(int number, siginfo_t *info, void *context) {
         int error = errno;
-        dump_begins(0);
+        int mine = dump_begins(0);
         call_older(&older_dump, number, info, context);
+        dump_ends(mine);
         if (rescue.slot) add_u64(&rescue.slot->dumps, 1);
         errno = error;
     }
