@@ -190,7 +190,7 @@ def test_application_has_the_limit_that_the_server_was_started_with(start: Start
 
 def test_many_threads_fit_a_low_limit(start: Start) -> None:
     """The zygote gets as many channels at once as a worker has threads."""
-    server = start(options("threads = 250"), command=["prlimit", "--nofile=300:1400", *COMMAND])
+    server = start(options("threads = 250"), command=["prlimit", "--nofile=300:2000", *COMMAND])
     assert ask(server, "/hello") == "hello"
 
 

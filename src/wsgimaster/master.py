@@ -370,7 +370,9 @@ class Master:
             return
         chance = random.random()
         try:
+            self.reserve.release()
             pidfd = os.pidfd_open(pid)
+            self._keep_reserve()
         except OSError as error:
             # It died so early that it was reaped as a stranger; or there is no descriptor to watch it with, and
             # a worker that nobody watches must not serve.
