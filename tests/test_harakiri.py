@@ -14,7 +14,24 @@ from support.client import Answer, Connection, End, cgi, packet, together, uwsgi
 from support.harness import APPS, Server, free_port, is_running
 from support.wait import wait_until
 
+from wsgimaster.harakiri import until_next_look
+
 Start = Callable[..., Server]
+
+
+LOOKS = {
+    "nothing is near": (0.0, [], 0.1),
+    "a deadline far away": (105.0, [], 0.1),
+    "a deadline within the next look": (100.05, [], 0.051),
+    "a deadline that has just passed": (99.9999, [], 0.001),
+    "a kill within the next look": (0.0, [100.02], 0.021),
+    "a kill that is past": (0.0, [90.0], 0.1),
+}
+
+
+@pytest.mark.parametrize(("due", "kills", "seconds"), LOOKS.values(), ids=LOOKS)
+def test_the_next_look(due: float, kills: list[float], seconds: float) -> None:
+    assert until_next_look(due, kills, now=100.0) == pytest.approx(seconds)
 
 
 FAMILIES = {"unix": "app.sock", "tcp": "127.0.0.1:{port}"}

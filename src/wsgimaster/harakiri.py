@@ -45,6 +45,17 @@ NEIGHBOURS_STEP = 0.02
 DEATH_TIME = 0.2  # seconds that a killed process takes at most, unless it sleeps uninterruptibly
 
 
+def until_next_look(due: float, kills: list[float], now: float) -> float:
+    """Seconds. due: the next deadline, 0.0 for none; kills: when requests that had their exception are killed.
+
+    A deadline may have passed since it was computed: then at once. A kill that is past has been dealt with.
+    """
+    waits = [kill_at - now for kill_at in kills if kill_at > now]
+    if due:
+        waits.append(max(0.0, due - now))
+    return min([LOOK, *(wait + 0.001 for wait in waits)])  # uvloop counts whole milliseconds
+
+
 class Monitor:
     """threads: cores per process; mercy: `worker-reload-mercy`, seconds; handle: takes events of the lifecycle.
 
@@ -83,10 +94,8 @@ class Monitor:
             if not self.front.in_progress and not self.front.questioned:
                 self.busy.clear()
                 continue
-            times = [due, *(kill_at for _, kill_at in self._softened.values())]
-            now = time.monotonic()
-            waits = [when - now for when in times if when > now]
-            await asyncio.sleep(min([LOOK, *(wait + 0.001 for wait in waits)]))  # uvloop counts whole milliseconds
+            kills = [kill_at for _, kill_at in self._softened.values()]
+            await asyncio.sleep(until_next_look(due, kills, time.monotonic()))
 
     def _begin(self, core: int) -> None:
         """The core's request is past its deadline: the next step for it."""
