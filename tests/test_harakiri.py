@@ -231,6 +231,7 @@ def test_a_request_that_a_stopped_worker_never_began_is_served_by_its_replacemen
 def test_a_stopped_worker_whose_request_went_to_another_is_replaced(start: Start) -> None:
     server = start(options("processes = 2", "harakiri = 3"))
     (_, victim), _ = server.wait_workers(2)
+    wait_until(lambda: len({answer.text for answer in together(8, lambda _: uwsgi(server.address, "/quick"))}) == 2)
     os.kill(victim, signal.SIGSTOP)
     while "had not begun its request" not in server.log():  # the stopped one gets a request
         assert {answer.status for answer in together(4, lambda _: uwsgi(server.address, "/quick"))} == {200}

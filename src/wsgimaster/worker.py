@@ -102,7 +102,6 @@ def run(
     status = 1
     try:
         *channels, output, tracebacks = descriptors
-        _serve.say_alive(channels[0])
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.close(output)
@@ -112,6 +111,7 @@ def run(
         bind_to_processors(plan, number)
         set_limits(plan)
         if application is None:
+            _serve.say_alive(channels[0])  # loading may take as long as it likes; without it, READY is the sign of life
             application = load_in_worker(plan, number)
         _serve.expect_the_worst(tracebacks)
         serve(plan, slot, number, channels, board, application)
