@@ -40,10 +40,10 @@ Nothing here blocks, and nothing here decides about processes: what is rare or a
 Runs in: the master, on the loop's thread.
 """
 
-cimport cython
-from collections import namedtuple
 import os
+from collections import namedtuple
 
+cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize, PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from libc.errno cimport EAGAIN, EINTR, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, ETOOMANYREFS, errno
@@ -169,7 +169,7 @@ cdef enum CoreState:
     IDLE = 1
     BUSY = 2
     STARTING = 3   # a worker, not ready yet
-    LEAVING = 4    # gets no more requests: busy with its last one, or told to leave (send_away) and not yet gone
+    LEAVING = 4    # gets no more requests: busy with its last one, or told to leave (RETIRE) and not yet gone
 
 ctypedef struct Connection:
     uint8_t state
@@ -253,8 +253,8 @@ ANSWERS = {
     503: b"Service Unavailable", 504: b"Gateway Timeout", 505: b"HTTP Version Not Supported",
 }
 
-# What the master knows of a request that a core has. id: 16 hexadecimal digits; seq: its number on this core; pid is the
-# worker's business. started, waited: seconds, the first on the monotonic clock. begun: the application has seen it;
+# What the master knows of a request that a core has. id: 16 hexadecimal digits; seq: its number on this core.
+# started, waited: seconds, the first on the monotonic clock. begun: the application has seen it;
 # sent: bytes of an answer went out; complete: all of them. The texts are escaped.
 Request = namedtuple("Request", "core id seq method uri address started waited begun sent complete")
 
@@ -1143,7 +1143,8 @@ cdef class Front:
         """The cores that have had no request and not answered a question for `limit` seconds: stopped processes."""
         cdef uint64_t now = now_ns(), limit_ns = <uint64_t>(limit * 1e9)
         return [core for core in range(self.core_count)
-                if limit_ns and self.cores[core].asked and self.cores[core].state == BUSY and now - self.cores[core].pushed_ns >= limit_ns]
+                if limit_ns and self.cores[core].asked and self.cores[core].state == BUSY
+                and now - self.cores[core].pushed_ns >= limit_ns]
 
     cdef uint64_t started(self, int core):
         """When the core took its request. What the slot says is a claim: not before the push, nor in the future."""
@@ -1204,15 +1205,13 @@ cdef class Front:
         return load_acquire(&self.slots[core].answered)
 
     def release(self, int core):
-        """If the worker's handler has answered the client, see to the rest of the connection. True if so."""
+        """If the worker's handler has answered the client, see to the rest of the connection."""
         cdef Core *k = &self.cores[core]
-        if k.client < 0 or load_acquire(&self.slots[core].answered) != k.seq:
-            return False
-        self.running -= 1
-        self.linger(k.client)
-        k.client = -1
-        self.before_sleeping()
-        return True
+        if k.client >= 0 and load_acquire(&self.slots[core].answered) == k.seq:
+            self.running -= 1
+            self.linger(k.client)
+            k.client = -1
+            self.before_sleeping()
 
     def answer_for(self, int core, int status):
         """Answer the core's request ourselves, from our own descriptor, if nothing was sent. Only when its worker can't

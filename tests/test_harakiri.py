@@ -233,8 +233,12 @@ def test_a_stopped_worker_whose_request_went_to_another_is_replaced(start: Start
     (_, victim), _ = server.wait_workers(2)
     wait_until(lambda: len({answer.text for answer in together(8, lambda _: uwsgi(server.address, "/quick"))}) == 2)
     os.kill(victim, signal.SIGSTOP)
-    while "had not begun its request" not in server.log():  # the stopped one gets a request
+
+    def a_request_went_to_the_stopped_one() -> bool:
         assert {answer.status for answer in together(4, lambda _: uwsgi(server.address, "/quick"))} == {200}
+        return "had not begun its request" in server.log()
+
+    wait_until(a_request_went_to_the_stopped_one)
     server.wait_log(rf"worker \d \(pid: {victim}\) has not stirred for 3 s")
     wait_until(lambda: not is_running(victim))
     server.wait_workers(2)
