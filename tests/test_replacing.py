@@ -137,6 +137,7 @@ def test_a_worker_that_has_no_descriptor_left_loses_no_request_and_is_replaced(s
 
 
 HANGS = {
+    "before it is ready": ("thread_start", r"worker 1 \(pid: \d+\) gave no sign of life within 1 s \(spawn-timeout\)"),
     "in the child": ("after_in_child", r"worker 1 \(pid: \d+\) gave no sign of life within 1 s \(spawn-timeout\)"),
     "in the zygote, after the fork": (
         "after_in_parent",
@@ -151,7 +152,7 @@ def test_a_fork_that_hangs_is_given_up_and_tried_again(start: Start, hook: str, 
     """The first worker is there; what hangs is its replacement's fork, once."""
     once = tmp_path / "once"
     once.touch()
-    server = start(options("spawn-timeout = 1"), env={"AGEING_HOOK": hook, "AGEING_ONCE": str(once)})
+    server = start(options("threads = 2", "spawn-timeout = 1"), env={"AGEING_HOOK": hook, "AGEING_ONCE": str(once)})
     (old,) = server.wait_workers(1)
     once.unlink()
     os.kill(old.pid, signal.SIGKILL)

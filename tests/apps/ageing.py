@@ -63,4 +63,13 @@ if hook := os.environ.get("AGEING_HOOK"):  # a fork that never ends, as with a l
             return
         hang()
 
-    os.register_at_fork(**{hook: hang_once})
+    if hook == "thread_start":  # after the fork, and before the worker is ready
+        start = threading.Thread.start
+
+        def start_or_hang(thread):
+            hang_once()
+            start(thread)
+
+        threading.Thread.start = start_or_hang
+    else:
+        os.register_at_fork(**{hook: hang_once})
