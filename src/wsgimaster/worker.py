@@ -246,6 +246,8 @@ def base_environ(plan: dict[str, Any], core: int) -> dict[str, Any]:
         "wsgi.multiprocess": plan["processes"] > 1,
         "wsgi.run_once": False,
         "wsgi.file_wrapper": _serve.FileWrapper,
+        "wsgi.input": None,  # of each request; here, so that a copy has room for them
+        "wsgi.url_scheme": "http",
         "uwsgi.version": UWSGI_VERSION,
         "uwsgi.node": os.uname().nodename.encode(),
     }
