@@ -24,15 +24,16 @@ KEPT = HERE / "instructions.json"
 REQUESTS = 60  # all of them must fit into the channel before the first is served
 TOLERANCE = 0.02
 
-# In the order of a request's way, with the C function whose instructions count, together with all that it calls.
+# In the order of a request's way: the C function whose instructions count, together with all that it calls, and how
+# deep it lies in the part above it.
 PARTS = {
-    "parse": "_proto_read_block",
-    "the whole of what a worker does": "_serve_4Core_handle",
-    "  environ": "_serve_4Core_make_environ",
-    "  the application and its answer": "_serve_4Core_call_application",
-    "    the answer's head": "_serve_4Core_write_head",
-    "  account": "_serve_4Core_account",
-    "    the request line": "_serve_4Core_log_line",
+    "parse": ("_proto_read_block", 0),
+    "the whole of what a worker does": ("_serve_4Core_handle", 0),
+    "environ": ("_serve_4Core_make_environ", 1),
+    "the application and its answer": ("_serve_4Core_call_application", 1),
+    "the answer's head": ("_serve_4Core_write_head", 2),
+    "account": ("_serve_4Core_account", 1),
+    "the request line": ("_serve_4Core_log_line", 2),
 }
 
 
@@ -56,12 +57,14 @@ def count() -> dict[str, float]:
     """Instructions per request, by part. Raises CountError."""
     with tempfile.TemporaryDirectory(prefix="wsgimaster-instructions-") as name:
         profile = Path(name) / "callgrind.out"
-        counted = [f"--toggle-collect=*{function}" for function in ("_proto_read_block", "_serve_4Core_handle")]
+        counted = [f"--toggle-collect=*{function}" for function, depth in PARTS.values() if depth == 0]
         program = [sys.executable, str(HERE / "instructions_program.py"), str(REQUESTS)]
-        run(["valgrind", "--tool=callgrind", f"--callgrind-out-file={profile}", *counted, *program], PYTHONHASHSEED="0")
+        places = [str(HERE / "apps"), str(HERE.parent / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        valgrind = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={profile}", *counted]
+        run([*valgrind, *program], PYTHONHASHSEED="0", PYTHONPATH=":".join(places))
         table = run(["callgrind_annotate", "--inclusive=yes", "--threshold=100", "--show-percs=no", str(profile)])
     totals = {}
-    for part, function in PARTS.items():
+    for part, (function, _) in PARTS.items():
         found = re.search(rf"^\s*([\d,]+)\s+\S*{function}\s", table, re.MULTILINE)
         if found is None:
             raise CountError(f"callgrind did not see {function}")
@@ -78,7 +81,7 @@ def report(kept: dict[str, float], today: dict[str, float]) -> bool:
         change = figure / before - 1 if before else 0.0
         worse |= change > TOLERANCE
         mark = "  more than kept" if change > TOLERANCE else ""
-        print(f"{part:34} {before or 0:9,.0f} {figure:9,.0f} {change:+8.1%}{mark}")
+        print(f"{'  ' * PARTS[part][1] + part:34} {before or 0:9,.0f} {figure:9,.0f} {change:+8.1%}{mark}")
     return worse
 
 

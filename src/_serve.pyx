@@ -963,7 +963,8 @@ cdef class Core:
         return count
 
     cdef int adopt(self, const unsigned char *block, size_t size) except -1:
-        """Make this request the model. One that names a variable twice can't be it: the order counts there."""
+        """Make this request the model, unless it has too many variables, one that is the server's to set, or one twice,
+        where the order says which of its values counts. Then there is none."""
         cdef list keys = []
         cdef size_t at = 0, key_size
         cdef int fixed = -1
@@ -1019,7 +1020,7 @@ cdef class Core:
 
     cdef int write_head(self, Exchange exchange, object status, object headers) except -1:
         """Check and lay out status line and headers in self.head; a wrong one leaves no head at all."""
-        cdef size_t at = exchange.protocol_bytes
+        cdef size_t at = exchange.protocol_bytes, begins
         cdef int64_t length = -1
         cdef str name, value
         cdef int count = 0
@@ -1039,10 +1040,12 @@ cdef class Core:
             value = plain_str((<tuple>header)[1], header)
             if PyUnicode_GET_LENGTH(name) == 0:
                 raise ValueError("a header has no name")
-            if exchange.http and name.lower() == "connection":
-                continue  # ours to say: see below
+            begins = at
             at = self.append(at, "a header's name", name, IN_NAME, b": ", name)
             at = self.append(at, "the value", value, IN_VALUE, b"\r\n", name)
+            if exchange.http and name.lower() == "connection":
+                at = begins  # ours to say: see below
+                continue
             count += 1
             if is_content_length(PyUnicode_1BYTE_DATA(name), PyUnicode_GET_LENGTH(name)):
                 length = as_length(PyUnicode_1BYTE_DATA(value), PyUnicode_GET_LENGTH(value))
@@ -1229,8 +1232,8 @@ cdef int refuse_text(str what, str text, object header) except -1:
             raise ValueError(f"header {header!r:.100}: {what} has the control character {ord(c):#04x} at {at}")
     for c in text:
         if not all_allowed(PyUnicode_1BYTE_DATA(c), 1, IN_NAME):
-            raise ValueError(f"header {header!r:.100}: {c!r} can't be part of a name")
-    raise ValueError(f"header {header!r:.100}: {what} can't go on the wire")
+            break
+    raise ValueError(f"header {header!r:.100}: {c!r} can't be part of a name")
 
 
 fill_allowed()

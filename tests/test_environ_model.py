@@ -1,27 +1,13 @@
 """The environ that is copied from an earlier request's equals the one that is built from the packet alone."""
 
-import mmap
-import os
 import re
-import socket
-import struct
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from wsgimaster import _serve
-from wsgimaster._front import board_bytes
-from wsgimaster._proto import build
+from support import lone_core
 
 BASE = {"REQUEST_METHOD": "GET", "SCRIPT_NAME": "", "SERVER_PROTOCOL": "HTTP/1.0", "SERVER_NAME": "base"}
-REQUEST, RETIRE = 1, 3  # MESSAGE_* of _layout.pxd
-
-
-def message(kind, variables=(), number=0):
-    """A MessageHead and the block, as the master sends them."""
-    block = build(variables)[4:] if variables else b""
-    return struct.pack("<HHIQQqIB3x", kind, 0, len(block), number, number, -1, 0, 0) + block
 
 
 def served(requests):
@@ -35,25 +21,8 @@ def served(requests):
         start_response("204 No Content", [])
         return []
 
-    with mmap.mmap(-1, board_bytes(1)) as memory:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        doorbell = os.eventfd(0)
-        core = _serve.Core(
-            theirs.fileno(), memory, 1, doorbell, 0, 0, application, BASE, 4.0,
-            log_all=True, log_4xx=False, log_5xx=False, complain=print, report=print,
-        )  # fmt: skip
-        for number, variables in enumerate(requests, start=1):
-            near, far = socket.socketpair()
-            with near, far:
-                socket.send_fds(ours, [message(REQUEST, variables, number)], [far.fileno()])
-        ours.send(message(RETIRE))
-        core.serve()
-        told = [int(number) for number in re.findall(rb"\{(\d+) vars in ", memory[:])]
-        del core
-        os.close(doorbell)
-        ours.close()
-        theirs.close()
-    return seen, told
+    _, board = lone_core.serve(requests, application, BASE)
+    return seen, [int(number) for number in re.findall(rb"\{(\d+) vars in ", board)]
 
 
 def expected(variables):
@@ -70,7 +39,7 @@ OTHER = [("PATH_INFO", "/"), ("HTTP_COOKIE", "secret")]
 MANY = [(f"HTTP_X{n}", "v") for n in range(129)]
 
 CASES = [
-    pytest.param([NGINX] * 4, id="the same four times"),
+    pytest.param([NGINX] * 6, id="the same six times"),
     pytest.param([[*NGINX[:2], ("REMOTE_PORT", str(n)), *NGINX[3:]] for n in range(6)], id="one value differs"),
     pytest.param([NGINX] * 5 + [NGINX[:-1]] * 5, id="the last variable is missing"),
     pytest.param([NGINX] * 5 + [[*NGINX, ("HTTP_NEW", "")]] * 5, id="one variable more"),

@@ -11,9 +11,9 @@ import threading
 import time
 
 import pytest
+from support.lone_core import make_core
 from support.wait import wait_until
 
-from wsgimaster import _serve
 from wsgimaster._front import Front, board_slots_offset
 from wsgimaster._proto import build
 from wsgimaster.processes import make_channel
@@ -121,21 +121,14 @@ class Bench:
     def start(self, *cores):
         """These cores begin to serve."""
         for number in cores:
-            core = _serve.Core(
+            core = make_core(
                 self.worker_ends[number],
                 self.board.memory,
                 self.cores,
                 self.board.doorbell,
                 number,
-                0,
                 self.application.on(number),
                 {"SERVER_PROTOCOL": "HTTP/1.1", "REQUEST_METHOD": "GET", "SCRIPT_NAME": "", "SERVER_NAME": "x"},
-                4.0,
-                log_all=True,
-                log_4xx=False,
-                log_5xx=False,
-                complain=print,
-                report=print,
             )
             thread = threading.Thread(target=core.serve)
             thread.start()

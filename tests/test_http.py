@@ -77,6 +77,10 @@ def test_head_of_a_page(address: Address) -> None:
     assert (answer.status, answer.header("Content-Length"), answer.body) == (200, "5", b"")
 
 
+def test_a_connection_header_is_checked_although_it_is_not_sent(address: Address) -> None:
+    assert http(address, "/bad_head?nul_in_connection").status == 500
+
+
 def test_http_1_0_without_host(address: Address) -> None:
     assert exchange(address, b"GET /hello HTTP/1.0\r\n\r\n").body == b"hello"
 

@@ -341,6 +341,7 @@ BAD_HEADS = {
     "number_value": "X-Name",
     "dict_headers": "header",
     "triple_header": "header",
+    "nul_in_connection": "Connection",
 }
 
 
@@ -354,6 +355,12 @@ def test_bad_head_is_a_500(server: Server, log: LogView, kind: str, named: str) 
     assert b"X-Name" not in answer.raw
     log.wait(rf"(?m)^(?!.*bad_head\?).*{named}")  # not only the request line
     is_still_served(server, pid)
+
+
+@pytest.mark.parametrize("length", ["", "+5", "-1", "5 ", "5, 5", "1e3", "\xb2", "1" * 19])
+def test_bad_content_length_is_a_500(server: Server, log: LogView, length: str) -> None:
+    assert uwsgi(server.address, f"/head?header=Content-Length:{length}").status == 500
+    log.wait("'Content-Length': a number of bytes was expected")
 
 
 def test_latin_1_in_the_head_is_fine(server: Server) -> None:
@@ -639,6 +646,15 @@ def test_request_line(server: Server, log: LogView) -> None:
 def test_control_characters_in_the_log_are_escaped(server: Server, log: LogView) -> None:
     uwsgi(server.address, "/hello", REQUEST_URI="/hello?a\nb\x1b[31m\r", REMOTE_USER="\n[pid: 1]")
     log.wait(r"\(\\x0a\[pid: 1\]\).* GET /hello\?a\\x0ab\\x1b\[31m\\x0d => ")
+
+
+def test_a_line_that_is_too_long_is_cut(server: Server, log: LogView) -> None:
+    """4,096 bytes, uWSGI's limit; the next line begins on a line of its own."""
+    uwsgi(server.address, "/hello", REQUEST_URI="/long?" + "\n" * 2048)
+    uwsgi(server.address, "/hello?after")
+    log.wait(r"^\[pid: .* GET /hello\?after => ")
+    (line,) = re.findall(r"^\[pid: .*/long\?.*\n", log.text(), re.MULTILINE)
+    assert 4080 < len(line) <= 4096
 
 
 LOGGED = {

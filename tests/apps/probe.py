@@ -253,6 +253,7 @@ HEADS = {
     "number_value": ("200 OK", [("X-Name", 1)]),
     "dict_headers": ("200 OK", {"X-Name": "a"}),
     "triple_header": ("200 OK", [("X-Name", "a", "b")]),
+    "nul_in_connection": ("200 OK", [("Connection", "a\0b")]),
 }
 
 
