@@ -77,6 +77,12 @@ def test_head_of_a_page(address: Address) -> None:
     assert (answer.status, answer.header("Content-Length"), answer.body) == (200, "5", b"")
 
 
+@pytest.mark.parametrize("name", ["Connection", "connection"])
+def test_the_connection_header_is_the_servers_to_say(address: Address, name: str) -> None:
+    headers = http(address, f"/head?header={name}:keep-alive").headers
+    assert [value for header, value in headers if header.lower() == "connection"] == ["close"]
+
+
 def test_a_connection_header_is_checked_although_it_is_not_sent(address: Address) -> None:
     assert http(address, "/bad_head?nul_in_connection").status == 500
 
