@@ -5,7 +5,7 @@ Theory of operation
 Everything that has a descriptor on this path (listeners, clients whose head isn't complete, clients that are being
 drained, channels, the doorbell) stands in one private epoll, and only that epoll is registered with the event
 loop: one callback for a batch of events, no task, future or callback object per request, and a listener is
-paused by one EPOLL_CTL_MOD (0.3 us; add_reader and remove_reader of uvloop cost 4.6).
+paused by one EPOLL_CTL_DEL (0.4 us; add_reader and remove_reader of uvloop cost 4.6).
 
 A connection is an entry of a table indexed by its descriptor, and is in exactly one state:
 
@@ -34,6 +34,17 @@ running requests (two in one GIL take twice as long), among equals to the one th
 (even), there to the lowest idle core, so that core 1, the main thread, comes first. Idle processes stand in
 one list per number of running requests, so that the choice doesn't depend on how many there are.
 
+Pull (`dispatch = auto`). Cores then hold the listening sockets for uwsgi themselves:
+
+    core IDLE     parked: it waits for a message
+    core BUSY     in a request, looking for the next one, or waiting at the sockets; it will report when it is parked
+
+A core that waits at the sockets can be *claimed* (its waiting bit, _layout.pxd), and is then pushed to like an idle one.
+Our own entry for such a socket is exclusive and stands behind those of the cores, so the kernel wakes us only for a
+connection that no core waits for; and it is there only while we could do something about it (`set_watch`). What we then
+accept goes the usual way. Who was woken for a connection and doesn't take it must pass it on, since the kernel tells
+nobody else: a claimed core counts it and rings (`take_passed_on`), a parked or dead one makes us look again (`look_anew`).
+
 Nothing here blocks, and nothing here decides about processes: what is rare or a matter of policy goes to the
 `Events` object that the master passes in.
 
@@ -50,20 +61,19 @@ from libc.errno cimport EAGAIN, EINTR, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset, strerror
 
+from wsgimaster._kernel cimport *
 from wsgimaster._layout cimport *
+from wsgimaster._peers cimport *
 from wsgimaster._proto cimport (COMPLETE, NEED_MORE, PLAIN_HTTP, TLS_HELLO, Facts, Verdict, packet_error, read_block,
                                 read_head)
 
 cdef extern from * nogil:
     """
-    #include <arpa/inet.h>
-    #include <netinet/in.h>
     #include <poll.h>
     #include <string.h>
     #include <sys/syscall.h>
     #include <sys/epoll.h>
     #include <sys/socket.h>
-    #include <sys/un.h>
     #include <unistd.h>
 
     /* An application that filled the doorbell and made it blocking would stop its workers, and a plain read could
@@ -75,39 +85,19 @@ cdef extern from * nogil:
         (void)ignored;
     }
 
-    /* The bits of a unix client that has closed, or of a TCP client that has closed or half-closed. */
-    static int client_left(int fd, int tcp_uwsgi) {
-        struct pollfd p = { fd, POLLRDHUP, 0 };
-        if (poll(&p, 1, 0) <= 0) return 0;
-        return p.revents & (POLLHUP | POLLERR | (tcp_uwsgi ? POLLRDHUP : 0));
+    static void read_timer(int fd) {  /* or it would not fire again: timerfd_create(2) */
+        uint64_t times;
+        ssize_t ignored = read(fd, &times, sizeof times);
+        (void)ignored;
+    }
+
+    static int is_readable(int fd) {
+        struct pollfd p = { fd, POLLIN, 0 };
+        return poll(&p, 1, 0) > 0;
     }
 
     static int signal_thread(int pid, int tid, int number) { return (int)syscall(SYS_tgkill, pid, tid, number); }
-
-    typedef union { struct sockaddr any; struct sockaddr_in v4; struct sockaddr_in6 v6; struct sockaddr_un un; }
-        SocketName;
-
-    /* The address's 16 bytes, IPv4 as ::ffff:a.b.c.d (RFC 4291 2.5.5.2). 0 when it is no IP address. */
-    static int address_bytes(const SocketName *name, unsigned char *out) {
-        if (name->any.sa_family == AF_INET) {
-            memset(out, 0, 10); out[10] = out[11] = 0xff;
-            memcpy(out + 12, &name->v4.sin_addr, 4);
-            return 1;
-        }
-        if (name->any.sa_family == AF_INET6) { memcpy(out, &name->v6.sin6_addr, 16); return 1; }
-        return 0;
-    }
-    static int in_network(const unsigned char *address, const unsigned char *network, int bits) {
-        int whole = bits / 8, rest = bits % 8;
-        if (memcmp(address, network, whole)) return 0;
-        return !rest || !((address[whole] ^ network[whole]) & (0xff00 >> rest));
-    }
     """
-    struct sockaddr:
-        pass
-    ctypedef unsigned int socklen_t
-    ctypedef union SocketName:
-        sockaddr any
     cdef union epoll_data_t:
         uint64_t u64
     struct epoll_event:
@@ -116,16 +106,15 @@ cdef extern from * nogil:
     int epoll_create1(int flags)
     int epoll_ctl(int epoll, int op, int fd, epoll_event *event)
     int epoll_wait(int epoll, epoll_event *events, int most, int timeout)
-    int accept4(int listener, sockaddr *name, socklen_t *size, int flags)
     ssize_t recv(int fd, void *bytes, size_t size, int flags)
     ssize_t send(int fd, const void *bytes, size_t size, int flags)
     int shutdown(int fd, int how)
+    int getpeername(int fd, sockaddr *name, socklen_t *size)
     int close(int fd)
-    int client_left(int fd, int tcp_uwsgi)
     void empty_eventfd(int fd)
+    bint is_readable(int fd)
+    void read_timer(int fd)
     int signal_thread(int pid, int tid, int number)
-    int address_bytes(const SocketName *name, unsigned char *out)
-    int in_network(const unsigned char *address, const unsigned char *network, int bits)
     void *memmem(const void *haystack, size_t size, const void *needle, size_t needle_size)
     enum:
         EPOLL_CLOEXEC
@@ -134,6 +123,7 @@ cdef extern from * nogil:
         EPOLL_CTL_MOD
         EPOLLIN
         EPOLLET
+        EPOLLEXCLUSIVE
         SHUT_WR
         SOCK_NONBLOCK
         SOCK_CLOEXEC
@@ -145,11 +135,28 @@ cdef extern from "<sys/eventfd.h>" nogil:
         EFD_CLOEXEC
         EFD_NONBLOCK
 
+cdef extern from "<sys/timerfd.h>" nogil:
+    """
+    /* Periodic, from now on; 0 stops it. uvloop's own timers count whole milliseconds. */
+    static void set_timer(int fd, uint64_t every_ns) {
+        struct timespec every = { (time_t)(every_ns / 1000000000u), (long)(every_ns % 1000000000u) };
+        struct itimerspec setting = { every, every };
+        timerfd_settime(fd, 0, &setting, NULL);
+    }
+    """
+    int timerfd_create(int clock, int flags)
+    void set_timer(int fd, uint64_t every_ns)
+    enum:
+        TFD_CLOEXEC
+        TFD_NONBLOCK
+        CLOCK_MONOTONIC
+
 cdef enum Watched:  # what an epoll entry stands for; the upper byte of its data
     LISTENER = 1
     CLIENT = 2
     CHANNEL = 3
     DOORBELL = 4
+    TIMER = 5
 
 cdef enum State:
     CLOSED = 0
@@ -157,6 +164,11 @@ cdef enum State:
     QUEUED = 2
     RUNNING = 3
     LINGER = 4
+
+cdef enum Refusing:
+    NOBODY = 0
+    TOO_MANY = 1
+    TOO_LATE = 2   # queue-timeout
 
 cdef enum Accepted:
     FAULT = -1
@@ -197,13 +209,18 @@ ctypedef struct Core:
     int32_t far            # the worker's end, kept so that an unread message can be taken back
     int32_t client         # RUNNING connection, or -1
     uint64_t seq           # of the last message that asks for `done`
+    uint64_t request       # of the request that was pushed last; 0 if it was taken back
     uint64_t pushed_ns     # the request; or, without one, the question for a report
     uint64_t waited_ns     # in the queue before that
+    uint64_t condemned     # the request that harakiri ends
     unsigned char *kept    # a copy of the request that was pushed last, for another core if this one never begins it
     uint32_t kept_bytes, kept_room
     uint64_t drops_told    # of slot.log_dropped
     uint8_t unasked        # BUSY without a request: the next tick asks it for a report
     uint8_t asked          # it was, and hasn't answered yet
+    int32_t schedstat      # descriptor, or -1
+    uint64_t measured_ns   # when these were read; 0: since it was woken, they weren't
+    uint64_t ran_ns, delayed_ns, served
 
 ctypedef struct Process:
     int32_t running        # requests
@@ -215,10 +232,15 @@ ctypedef struct Listener:
     uint8_t http
     uint8_t local           # unix or abstract
     uint8_t open
+    uint8_t shared          # with the cores
+    uint8_t watched
+    uint32_t inode
 
-ctypedef struct NetworkRule:
-    unsigned char network[16]
-    int bits
+ctypedef struct Arrivals:  # how many connections had come at some moments, the newest last
+    uint64_t when[128]
+    uint64_t total[128]
+    uint32_t count             # ever noted
+    uint64_t spacing           # between two of them, ns, at least
 
 cdef enum:
     MAX_LISTENERS = 250
@@ -229,9 +251,20 @@ cdef enum:
     MAX_BUFFERED = 64 << 20       # bytes of incomplete heads, over all connections
     MAX_QUEUED = 64 << 20         # bytes of waiting requests
     DISCARD_READS = 16            # per event of a lingering client
+    EVERYBODY = 1 << 30           # as `wanted`
+    MOST_LEFT = 1000              # messages of a dead worker; its channel holds fewer
 
 # A client that drips one byte per socket-timeout is let go after this many timeouts.
 cdef int HEAD_TIMEOUTS = 15
+# How often to look at what waits in the kernel, ns: while cores sleep that could be woken, and while none does.
+cdef uint64_t LOOK_NS = 2_000_000
+cdef uint64_t LOOK_AT_LIMITS_NS = 20_000_000
+# A connection is overdue, as far as waking cores is concerned, when it has waited for so long, ns.
+cdef uint64_t OVERDUE_NS = 2_000_000
+# Between two measurements of what cores use, ns.
+cdef uint64_t MEASURE_NS = 10_000_000
+# What became of the request of a dead worker that had pulled it: the client has seen nothing but the end.
+NO_ANSWER = -1
 # nginx's lingering_time.
 cdef uint64_t LINGER_NS = 30 * 1_000_000_000ULL
 
@@ -259,6 +292,7 @@ ANSWERS = {
 Request = namedtuple("Request", "core id seq method uri address started waited begun sent complete")
 
 
+LATE = "it has waited for a worker for longer than queue-timeout"
 WITHOUT_CONTROLS = bytes(c if 32 <= c < 127 or c == 10 else 63 for c in range(256))
 
 
@@ -276,12 +310,14 @@ cdef class Front:
 
     board: the scoreboard's buffer (scoreboard.Scoreboard.memory). buffer_size: largest variable block, bytes.
     timeout: seconds without progress that a client may take for its head. waiting_limit: requests in the queue;
-    queue_timeout: seconds that they may wait there, 0 for ever.
+    queue_timeout: seconds that they may wait there, 0 for ever. pull: whether cores accept for themselves; most_waiting:
+    how many idle ones wait for connections. allow_from, forwarded_allow: settings.prefix_of each network.
     read_http_head(head, fd, limit): see http1.read_head. events: the master's object, see `Events` in _front.pyi.
     """
 
     cdef BoardHead *board
-    cdef uint64_t *bitmap
+    cdef uint64_t *finished_bits
+    cdef uint64_t *waiting_bits
     cdef Slot *slots
     cdef unsigned char *rings
     cdef object memory            # keeps the mapping alive
@@ -302,32 +338,50 @@ cdef class Front:
     cdef Chain heads, queue, lingerers
     cdef size_t buffered          # bytes held for connections in HEAD
     cdef size_t queued_bytes      # the same for QUEUED
-    cdef NetworkRule *allow
-    cdef int allow_count
-    cdef NetworkRule *forwarded
-    cdef int forwarded_count
+    cdef Peers peers
     cdef size_t buffer_size
     cdef uint64_t timeout_ns
     cdef int waiting_limit
     cdef bint even
+    cdef bint pull                # cores get the listening sockets
+    cdef int most_waiting         # cores that may wait there
+    cdef int shared_count         # of those sockets
+    cdef int last_looked          # of the listeners, by accept_shared
+    cdef int netlink, timer
+    cdef uint64_t period_ns       # of the timer
+    cdef bint free                # cores may be woken for every connection: wakeups.py
+    cdef bint stopping            # no core pulls any more
+    cdef bint look_anew           # a core may have been woken for a connection and not taken it
+    cdef bint came                # somebody was accepted at a shared socket in this callback
+    cdef Refusing refusing        # whoever is accepted now gets 503
+    cdef uint64_t measured_ns
+    cdef double use
+    cdef int grinders, surplus    # surplus: cores that may go to sleep
+    cdef Arrivals recent, past    # for overdue connections, and for queue-timeout
+    cdef uint32_t arrangements    # of the cores, when we put our entries behind theirs
+    cdef uint32_t passed_on       # of board.passed_on, those that were seen to
     cdef object events, read_http_head
     cdef unsigned char *scratch
     cdef int idle_cores, leaving_cores, running, asked
+    cdef int serving_cores        # IDLE or BUSY
     cdef bint paused, ticking
+    cdef uint64_t seen_id         # board.last_id at the last tick
     cdef bint held                # accept nobody: the master lacks descriptors for its processes
     cdef bint finished_some       # since the last tick: their lines are in the rings, and only a tick takes them
     cdef bint overloaded          # more requests came than may wait, and it hasn't eased off since
     cdef uint64_t overloaded_ns, turned_away
     cdef uint64_t queue_timeout_ns
-    cdef uint64_t last_id
+    cdef uint64_t n_own           # accepted at sockets that aren't shared
     cdef uint64_t n_accepted, n_pushed, n_queued, n_refused, n_taken_back, n_clients_gone, n_answered
 
     def __cinit__(self, memory, int cores, int threads, int doorbell, *, int buffer_size, double timeout, int waiting_limit,
-                  double queue_timeout, bint even, allow_from, forwarded_allow, events, read_http_head):
+                  double queue_timeout, bint even, bint pull, int most_waiting, allow_from, forwarded_allow, events,
+                  read_http_head):
         cdef unsigned char[::1] view = memory
         self.memory = memory
         self.board = <BoardHead *>&view[0]
-        self.bitmap = board_bitmap(self.board)
+        self.finished_bits = board_finished(self.board)
+        self.waiting_bits = board_waiting(self.board, cores)
         self.slots = board_slots(self.board, cores)
         self.rings = board_rings(self.board, cores)
         self.core_count, self.threads = cores, threads
@@ -337,8 +391,10 @@ cdef class Front:
         self.waiting_limit = waiting_limit
         self.queue_timeout_ns = <uint64_t>(queue_timeout * 1e9)
         # Another half for each start, so that an id found in old logs isn't taken for a new one.
-        self.last_id = <uint64_t>int.from_bytes(os.urandom(4), "big") << 32
+        self.board.last_id = self.seen_id = <uint64_t>int.from_bytes(os.urandom(4), "big") << 32
         self.even = even
+        self.pull, self.most_waiting = pull, most_waiting
+        self.board.waiters = <uint32_t>most_waiting
         self.events, self.read_http_head = events, read_http_head
         self.names = []
         self.cores = <Core *>PyMem_RawCalloc(cores, sizeof(Core))
@@ -346,8 +402,7 @@ cdef class Front:
         self.rank_first = <int32_t *>PyMem_RawMalloc((threads + 1) * sizeof(int32_t))
         self.rank_last = <int32_t *>PyMem_RawMalloc((threads + 1) * sizeof(int32_t))
         self.scratch = <unsigned char *>PyMem_RawMalloc(MESSAGE_MAX_BYTES)
-        self.allow = network_rules(allow_from, &self.allow_count)
-        self.forwarded = network_rules(forwarded_allow, &self.forwarded_count)
+        set_peers(&self.peers, allow_from, forwarded_allow)
         if not (self.cores and self.processes and self.rank_first and self.rank_last and self.scratch):
             raise MemoryError
         cdef int i
@@ -355,7 +410,7 @@ cdef class Front:
             self.rank_first[i] = self.rank_last[i] = -1
         for i in range(cores):
             self.cores[i].process = i // threads
-            self.cores[i].channel = self.cores[i].far = self.cores[i].client = -1
+            self.cores[i].channel = self.cores[i].far = self.cores[i].client = self.cores[i].schedstat = -1
         clear(&self.heads)
         clear(&self.queue)
         clear(&self.lingerers)
@@ -369,6 +424,16 @@ cdef class Front:
         # Edge-triggered, so that neither has to be read: epoll_wait takes the edge.
         self.watch(doorbell, DOORBELL, 0, EPOLLIN | EPOLLET)
         self.watch(self.again, DOORBELL, 0, EPOLLIN | EPOLLET)
+        self.netlink = self.timer = -1
+        self.free = True
+        self.recent.spacing = OVERDUE_NS // 2
+        self.past.spacing = self.queue_timeout_ns // 100
+        if pull:
+            self.netlink = open_sock_diag()
+            self.timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
+            if self.timer < 0:
+                raise OSError(errno, "timerfd_create")
+            self.watch(self.timer, TIMER, 0, EPOLLIN | EPOLLET)
         self.ask_for_ring()
 
     def __dealloc__(self):
@@ -378,15 +443,17 @@ cdef class Front:
         PyMem_RawFree(self.connections)
         for fd in range(self.core_count):
             PyMem_RawFree(self.cores[fd].kept)
+            if self.cores[fd].schedstat >= 0:
+                close(self.cores[fd].schedstat)
         PyMem_RawFree(self.cores)
         PyMem_RawFree(self.processes)
         PyMem_RawFree(self.rank_first)
         PyMem_RawFree(self.rank_last)
         PyMem_RawFree(self.scratch)
-        PyMem_RawFree(self.allow)
-        PyMem_RawFree(self.forwarded)
-        close(self.epoll)
-        close(self.again)
+        free_peers(&self.peers)
+        for fd in (self.epoll, self.again, self.netlink, self.timer):
+            if fd >= 0:
+                close(fd)
 
     # ---- the loop's callback ----
 
@@ -407,32 +474,225 @@ cdef class Front:
 
     cdef int before_sleeping(self) except -1:
         """The end of everything that the loop calls: whoever is to wake us must know, and a tick must be under way."""
-        if self.overloaded and 2 * self.queue.length <= self.waiting_limit:
-            self.overloaded = False
-            self.events.queue_has_room(self.turned_away, (now_ns() - self.overloaded_ns) / 1e9)
+        self.ease_off()
+        if self.came and self.free and self.idle_cores and now_ns() - self.measured_ns > MEASURE_NS:
+            self.reconsider()
+        self.take_passed_on()
         self.ask_for_ring()
-        if not self.ticking and (self.finished_some or self.anything_open()):
+        if not self.ticking and (self.finished_some or self.anything_open() or self.anything_pulled()):
             self.ticking = True
             self.events.tick_wanted()
+        self.came = False
+        self.set_watch()
+        return 0
+
+    cdef int ease_off(self) except -1:
+        if self.overloaded and 2 * (self.queue.length + self.backlog()) <= self.waiting_limit:
+            self.overloaded = False
+            self.events.queue_has_room(self.turned_away, (now_ns() - self.overloaded_ns) / 1e9)
         return 0
 
     cdef bint anything_open(self):
-        return bool(self.running or self.queue.length or self.heads.length or self.lingerers.length or self.paused
-                    or self.asked)
+        return bool(self.running or self.came or self.queue.length or self.heads.length or self.lingerers.length
+                    or self.paused or self.asked)
+
+    cdef bint anything_pulled(self):
+        """Whether cores have accepted anything since the last tick, or are still in it. If not, who accepts next rings."""
+        cdef int core
+        if not self.pull:
+            return False
+        store_seq_u32(&self.board.quiet, 1)
+        if load_seq(&self.board.last_id) == self.seen_id:
+            for core in range(self.core_count):
+                if self.current(core):
+                    break
+            else:
+                return False
+        store_seq_u32(&self.board.quiet, 0)
+        return True
 
     cdef void ask_for_ring(self):
-        """Before sleeping: must a worker that finishes wake us? If so, look once more, since one may just have."""
+        """Before sleeping: must a worker that reports wake us? If so, look once more, since one may just have."""
         cdef bint wanted = self.idle_cores == 0 or self.queue.length > 0 or self.leaving_cores > 0
+        store_seq_i32(&self.board.wanted, EVERYBODY if self.stopping else self.queue.length + self.surplus)
         store_seq_u32(&self.board.ring, wanted)
-        if wanted and self.any_finished():
+        if (wanted and any_bit(self.finished_bits, self.core_count)
+                or (self.queue.length or self.stopping) and any_bit(self.waiting_bits, self.core_count)):
             eventfd_write(self.again, 1)
 
-    cdef bint any_finished(self):
-        cdef int word
-        for word in range((self.core_count + 63) // 64):
-            if load_seq(&self.bitmap[word]):
-                return True
+    # ---- pull: who is awake ----
+
+    cdef int set_watch(self) except -1:
+        """Look at the shared listening sockets while there is somebody to give a connection to and wakeups.py doesn't
+        object, or nobody at all who could take it. Otherwise a timer looks; not while nothing goes on, but then we are
+        woken when a connection comes that no core waits for."""
+        cdef bint wanted = not self.ticking or self.serving_cores == 0 or (self.free and self.idle_cores > 0)
+        cdef uint32_t arrangements = load_seq_u32(&self.board.arrangements)
+        cdef bint behind = self.arrangements == arrangements and not self.look_anew
+        cdef uint64_t period_ns = 0 if wanted else LOOK_NS if self.idle_cores else LOOK_AT_LIMITS_NS
+        cdef Listener *listener
+        cdef int number
+        if not self.shared_count:
+            return 0
+        if period_ns != self.period_ns:
+            self.period_ns = period_ns
+            set_timer(self.timer, period_ns)
+        wanted = wanted and not self.paused
+        self.arrangements, self.look_anew = arrangements, False
+        for number in range(self.listener_count):
+            listener = &self.listeners[number]
+            if listener.shared and listener.watched and not (wanted and behind):
+                epoll_ctl(self.epoll, EPOLL_CTL_DEL, listener.fd, NULL)
+                listener.watched = False
+            if listener.shared and wanted and listener.open and not listener.watched:
+                self.watch(listener.fd, LISTENER, number, EPOLLIN | EPOLLEXCLUSIVE)
+                listener.watched = True
+        return 0
+
+    cdef bint is_behind(self):
+        """Whether our entries stand behind those of all cores. Then nobody waited when one of ours was woken."""
+        return self.arrangements == load_seq_u32(&self.board.arrangements)
+
+    cdef int look(self) except -1:
+        """The timer's: what waits in the kernel, and should a core be woken for it?"""
+        read_timer(self.timer)
+        self.reconsider()
+        self.keep_limits()
+        return 0
+
+    cdef int reconsider(self) except -1:
+        """Let wakeups.py decide, and carry it out."""
+        cdef uint64_t now = now_ns()
+        cdef bint measured = now - self.measured_ns >= MEASURE_NS
+        cdef int waiting, i
+        if measured:
+            self.measure(now)
+        waiting = self.backlog()
+        note_arrivals(&self.recent, now, self.accepted() + waiting)
+        self.free, wake, rest = self.events.decide_wakeups(
+            self.use, self.grinders, min(waiting, waited(&self.recent, now, OVERDUE_NS, self.accepted())))
+        if measured:  # else those who have gone to sleep since are among the grinders still
+            self.surplus = rest
+        for i in range(wake):
+            if not self.idle_cores or not self.accept_shared():
+                break
+        return 0
+
+    cdef bint accept_shared(self) except -1:
+        """One connection of those that wait at the shared sockets, which take turns. False: there is none, or no descriptor."""
+        cdef int i, number
+        if self.paused:
+            return False
+        for i in range(self.listener_count):
+            number = (self.last_looked + 1 + i) % self.listener_count
+            if self.listeners[number].shared and self.listeners[number].open and is_readable(self.listeners[number].fd):
+                self.last_looked = number
+                return self.accept_one(number) == TAKEN
         return False
+
+    cdef int take_passed_on(self) except -1:
+        """One connection for each that a claimed core has passed on: counted, since rings that come together are one."""
+        cdef uint32_t total = load_seq_u32(&self.board.passed_on)
+        cdef uint32_t i
+        for i in range(min(total - self.passed_on, <uint32_t>self.core_count)):
+            if not self.accept_for_idle():
+                break
+        self.passed_on = total
+        return 0
+
+    cdef bint accept_for_idle(self) except -1:
+        """For a connection that a core was woken for and didn't take. Whether there was one."""
+        if self.shared_count and (self.free and self.idle_cores or any_bit(self.waiting_bits, self.core_count)):
+            return self.accept_shared()
+        return False
+
+    def look_again(self):
+        """Once in a while, whatever happens: a core may have been stopped between waking up and accepting."""
+        if not self.ticking:
+            self.accept_for_idle()
+            self.before_sleeping()
+
+    cdef int keep_limits(self) except -1:
+        """503 to those who wait at the shared sockets and are too many, or have waited for too long: the oldest, since
+        they come out first. A backlog that is nearly full counts as too many: a full one turns people away unanswered."""
+        cdef uint64_t now = now_ns()
+        cdef int waiting = self.backlog()
+        if self.queue_timeout_ns:
+            note_arrivals(&self.past, now, self.accepted() + waiting)
+            self.refuse_oldest(TOO_LATE, min(waiting, waited(&self.past, now, self.queue_timeout_ns, self.accepted())))
+        self.refuse_oldest(TOO_MANY, min(waiting, max(waiting + self.queue.length - self.waiting_limit, self.crowd())))
+        return 0
+
+    cdef int refuse_oldest(self, Refusing why, int64_t count) except -1:
+        self.refusing = why
+        try:
+            while count > 0 and self.accept_shared():
+                count -= 1
+        finally:
+            self.refusing = NOBODY
+        return 0
+
+    cdef uint64_t accepted(self):
+        """Connections at the shared sockets so far, by whomever; a number to compare with itself."""
+        return load_seq(&self.board.last_id) - self.n_own
+
+    cdef int backlog(self):
+        """Connections that wait at the shared sockets; one for a socket that doesn't tell how many."""
+        cdef int number, here, total = 0
+        for number in range(self.listener_count):
+            if self.listeners[number].shared and self.listeners[number].open:
+                here = self.backlog_of(number, NULL)
+                total += here if here >= 0 else is_readable(self.listeners[number].fd)
+        return total
+
+    cdef int backlog_of(self, int number, uint32_t *most):
+        """-1: unknown."""
+        cdef uint32_t ignored
+        cdef Listener *listener = &self.listeners[number]
+        if most == NULL:
+            most = &ignored
+        if listener.local:
+            return unix_backlog(self.netlink, listener.inode, most)
+        return tcp_backlog(listener.fd, most)
+
+    cdef int64_t crowd(self):
+        """How many wait at shared sockets that are nearly full beyond what makes them so."""
+        cdef int number, here
+        cdef uint32_t most
+        cdef int64_t beyond = 0
+        for number in range(self.listener_count):
+            if self.listeners[number].shared and self.listeners[number].open:
+                here = self.backlog_of(number, &most)
+                if here >= 0:
+                    beyond += max(0, here - <int64_t>(most - most // 8))
+        return beyond
+
+    cdef int measure(self, uint64_t now) except -1:
+        """What the cores that are awake have used since the last time: wakeups.py."""
+        cdef Core *k
+        cdef uint64_t ran, delayed, served, passed
+        cdef double use, each
+        cdef int core
+        self.measured_ns, self.use, self.grinders = now, 0.0, 0
+        for core in range(self.core_count):
+            k = &self.cores[core]
+            if k.state != BUSY:
+                k.measured_ns = 0
+                continue
+            if k.schedstat < 0:
+                k.schedstat = open_schedstat(self.slots[core].tid)
+            if k.schedstat < 0 or not read_schedstat(k.schedstat, &ran, &delayed):
+                continue
+            served = self.slots[core].requests
+            if k.measured_ns:
+                passed = now - k.measured_ns
+                passed -= min(passed - 1, delayed - k.delayed_ns)
+                use = min(1.0, (ran - k.ran_ns) / <double>passed)
+                each = (ran - k.ran_ns) / 1e9 / <double>max(<uint64_t>1, served - k.served)
+                self.use += use
+                self.grinders += bool(self.events.is_grinder(use, each))
+            k.measured_ns, k.ran_ns, k.delayed_ns, k.served = now, ran, delayed, served
+        return 0
 
     cdef int dispatch_event(self, uint64_t data, uint32_t what) except -1:
         cdef int kind = <int>(data >> 56)
@@ -448,7 +708,20 @@ cdef class Front:
                     self.discard(number)
         elif kind == CHANNEL:
             self.read_channel(number)
-        return 0  # DOORBELL: collect_finished runs anyway
+        elif kind == TIMER:
+            self.look()
+        elif kind == DOORBELL and self.pull:
+            self.answer_bell()
+        return 0
+
+    cdef int answer_bell(self) except -1:
+        """Those who have reported or passed a connection on are found anyway; the log ring of a core that pulls may be
+        filling up."""
+        cdef int core
+        for core in range(self.core_count):
+            if self.slots[core].log_head - self.slots[core].log_tail > RING_BYTES // 4:
+                self.take_ring(core)
+        return 0
 
     cdef int watch(self, int fd, int kind, uint64_t key, uint32_t what) except -1:
         cdef epoll_event event
@@ -476,9 +749,27 @@ cdef class Front:
         self.listeners[number].fd = fd
         self.listeners[number].http, self.listeners[number].local, self.listeners[number].open = http, local, True
         self.names.append(name)
-        self.watch(fd, LISTENER, number, EPOLLIN)
         self.listener_count += 1
+        if self.pull and not http and self.shared_count < MOST_PULLED:
+            self.listeners[number].shared = True
+            self.listeners[number].inode = inode_of(fd)
+            self.shared_count += 1
+            self.set_watch()
+        else:
+            self.watch(fd, LISTENER, number, EPOLLIN)
+            self.listeners[number].watched = True
         return number
+
+    def stop_pulling(self):
+        """The door is being closed: what still waits there is ours to take."""
+        cdef int core
+        self.stopping = True
+        self.ask_for_ring()
+        while self.pull:
+            core = self.claim()
+            if core < 0:
+                break
+            self.ask_for_report(core)
 
     def accept_rest(self, int number):
         """The door is closed: take what still waits in the backlog, then forget the listener.
@@ -492,21 +783,28 @@ cdef class Front:
         while accepted == TAKEN:
             accepted = self.accept_one(number)
         if accepted == NOTHING:
-            listener.open = False
+            listener.open = listener.watched = False
             epoll_ctl(self.epoll, EPOLL_CTL_DEL, listener.fd, NULL)
         self.before_sleeping()
         return accepted == NOTHING
 
     cdef int accept_some(self, int number) except -1:
         """One connection per round of epoll_wait: a look there is cheaper than an accept that fails (3 us)."""
-        if self.listeners[number].open and not self.paused:
-            self.accept_one(number)
+        cdef bint shared = self.listeners[number].shared
+        if not self.listeners[number].open or self.paused:
+            return 0
+        self.came |= shared
+        if shared and self.serving_cores and (self.idle_cores == 0 or not self.is_behind()):
+            # a core comes for it, or was woken as well as we; set_watch decides anew
+            epoll_ctl(self.epoll, EPOLL_CTL_DEL, self.listeners[number].fd, NULL)
+            self.listeners[number].watched = False
+            return 0
+        self.accept_one(number)
         return 0
 
     cdef Accepted accept_one(self, int number) except FAULT:
         cdef SocketName name
         cdef socklen_t size = sizeof(SocketName)
-        cdef unsigned char address[16]
         cdef Listener *listener = &self.listeners[number]
         cdef int fd = accept4(listener.fd, &name.any, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)
         if fd < 0:
@@ -516,21 +814,21 @@ cdef class Front:
             # EINVAL: a unix listener that was shut down and has nobody left. Everything else is about one
             # connection that failed before we got it (accept(2)).
             return NOTHING if errno in (EAGAIN, EINVAL) else TAKEN
-        cdef Connection *c = self.open(fd)
-        c.listener = number
-        c.trusted = listener.local and not listener.http
-        if not listener.local and address_bytes(&name, address):
-            if listener.http:
-                c.trusted = matches(self.forwarded, self.forwarded_count, address)
-            else:
-                c.trusted = is_loopback(address) or matches(self.forwarded, self.forwarded_count, address)
-                if self.allow_count and not matches(self.allow, self.allow_count, address):
-                    self.refuse(fd, 403, "its address is not in allow-from")
-                    return TAKEN
-        self.read_head_of(fd)
+        self.open(fd, number, add_seq(&self.board.last_id, 1) + 1)
+        self.n_own += not listener.shared
+        if self.let_in(fd, number, &name):
+            self.read_head_of(fd)
         return TAKEN
 
-    cdef Connection *open(self, int fd) except NULL:
+    cdef bint let_in(self, int fd, int number, const SocketName *name) except -1:
+        """Whether this client may say anything here; sets what counts of it."""
+        cdef Trust trust = http_peer(&self.peers, name) if self.listeners[number].http else uwsgi_peer(&self.peers, name)
+        self.connections[fd].trusted = trust == TRUSTED
+        if trust == REFUSED:
+            self.refuse(fd, 403, "its address is not in allow-from")
+        return trust != REFUSED
+
+    cdef Connection *open(self, int fd, int listener, uint64_t id) except NULL:
         cdef int size = self.table_size
         cdef Connection *table
         if fd >= size:
@@ -548,8 +846,7 @@ cdef class Front:
         c.previous = c.next = -1
         c.content_length = -1
         c.began_ns = c.since_ns = now_ns()
-        self.last_id += 1
-        c.id = self.last_id
+        c.listener, c.id = listener, id
         self.n_accepted += 1
         return c
 
@@ -557,7 +854,7 @@ cdef class Front:
         """No descriptor or memory is left: stop looking at the listeners until the next tick."""
         if not self.paused:
             self.paused = True
-            self.set_listeners(0)
+            self.pause_own(0)
             self.events.accepting_paused(strerror(error).decode())
         return 0
 
@@ -568,11 +865,12 @@ cdef class Front:
             self.pause(EMFILE)
             self.before_sleeping()
 
-    cdef void set_listeners(self, uint32_t what):
+    cdef void pause_own(self, uint32_t what):
+        """The listening sockets that are ours alone; set_watch sees to the others."""
         cdef epoll_event event
         cdef int number
         for number in range(self.listener_count):
-            if self.listeners[number].open:
+            if self.listeners[number].open and not self.listeners[number].shared:
                 event.events = what
                 event.data.u64 = (<uint64_t>LISTENER << 56) | <uint64_t>number
                 epoll_ctl(self.epoll, EPOLL_CTL_MOD, self.listeners[number].fd, &event)
@@ -710,7 +1008,9 @@ cdef class Front:
         if c.watched:  # the worker is about to hold a copy, and epoll would go on watching through that
             epoll_ctl(self.epoll, EPOLL_CTL_DEL, fd, NULL)
             c.watched = False
-        while self.queue.length == 0:
+        if self.refusing == TOO_LATE:
+            return self.refuse(fd, 503, LATE)
+        while self.queue.length == 0 and self.refusing == NOBODY:
             core = self.choose_core()
             if core < 0:
                 break
@@ -718,7 +1018,7 @@ cdef class Front:
                 return 0
         if self.queue.length >= self.waiting_limit or self.queued_bytes + have > MAX_QUEUED:
             self.drop_who_left()
-        if self.queue.length >= self.waiting_limit or self.queued_bytes + have > MAX_QUEUED:
+        if self.queue.length >= self.waiting_limit or self.queued_bytes + have > MAX_QUEUED or self.refusing == TOO_MANY:
             return self.turn_away(fd, bytes)
         if c.bytes == NULL or bytes < c.bytes or bytes >= c.bytes + c.room:
             self.forget_bytes(c)
@@ -737,16 +1037,17 @@ cdef class Front:
         """503 to one more than may wait. The log hears of the first and, when it has eased off, how many there were."""
         if not self.overloaded:
             self.overloaded, self.overloaded_ns, self.turned_away = True, now_ns(), 0
-            self.events.queue_full(self.connections[fd].listener, self.queue.length, self.oldest_wait())
+            self.events.queue_full(self.connections[fd].listener, self.queue.length + self.backlog(), self.oldest_wait())
         self.turned_away += 1
         self.n_refused += 1
         return self.answer_status(fd, 503, packet)
 
     cdef double oldest_wait(self):
-        """Seconds."""
-        if not self.queue.length:
-            return 0.0
-        return (now_ns() - self.connections[self.queue.first].since_ns) / 1e9
+        """Seconds; of what waits at the shared sockets, as far back as it was looked at."""
+        cdef uint64_t now = now_ns(), there = longest_wait(&self.recent, now, self.accepted())
+        if self.queue.length:
+            there = max(there, now - self.connections[self.queue.first].since_ns)
+        return there / 1e9
 
     cdef int drop_who_left(self) except -1:
         """Waiting clients that have gone give up their places."""
@@ -761,7 +1062,7 @@ cdef class Front:
 
     cdef bint has_left(self, int fd):
         cdef Listener *listener = &self.listeners[self.connections[fd].listener]
-        return client_left(fd, not listener.local and not listener.http) != 0
+        return client_left(fd, not listener.local and not listener.http)
 
     cdef void forget_bytes(self, Connection *c):
         PyMem_RawFree(c.bytes)
@@ -773,15 +1074,15 @@ cdef class Front:
         cdef int fd, core
         cdef Connection *c
         while self.queue.length:
-            core = self.choose_core()
-            if core < 0:
-                return 0
             fd = self.queue.first
             c = &self.connections[fd]
-            if self.has_left(fd):
+            if self.has_left(fd):  # before a core is chosen: one that was claimed must get something
                 self.n_clients_gone += 1
                 self.drop(fd)
                 continue
+            core = self.choose_core()
+            if core < 0:
+                return 0
             if not self.push(core, fd, c.bytes, c.have):
                 continue  # the core was no good and has been taken out; the request is still first
         return 0
@@ -789,8 +1090,11 @@ cdef class Front:
     # ---- 4 push ----
 
     cdef int choose_core(self):
-        """The idle core that should get the next request, or -1. See the theory of operation."""
-        cdef int rank, process, core
+        """The core that should get the next request, or -1: one that waits (it is the warmest, and no other core of its
+        process is busy), else an idle one. See the theory of operation."""
+        cdef int rank, process, core = self.claim() if self.pull else -1
+        if core >= 0:
+            return core
         if self.idle_cores == 0:
             return -1
         for rank in range(self.threads):
@@ -800,6 +1104,31 @@ cdef class Front:
                     if self.cores[core].state == IDLE:
                         return core
         return -1
+
+    cdef int claim(self):
+        """A core that waits at the listening sockets, or -1. It will get a message now, whatever comes there."""
+        cdef uint64_t bits
+        cdef int word, core
+        for word in range((self.core_count + 63) // 64):
+            bits = load_seq(&self.waiting_bits[word])
+            while bits:
+                core = word * 64 + 63 - leading_zeros(bits)
+                bits &= ~(1ULL << (core % 64))
+                # A bit that isn't BUSY's goes as well: a core that leaves has a message anyway, and what the application has
+                # scribbled would keep us from sleeping (ask_for_ring).
+                if clear_bit(self.waiting_bits, core) and core < self.core_count and self.cores[core].state == BUSY:
+                    self.part_with_client(core)
+                    return core
+        return -1
+
+    cdef void part_with_client(self, int core):
+        """The core has gone on to pull since it was pushed this client's request: nothing is left to do for it."""
+        cdef Core *k = &self.cores[core]
+        if k.client >= 0:
+            self.running -= 1
+            self.finished_some = True
+            self.drop(k.client)
+            k.client = -1
 
     cdef bint push(self, int core, int fd, unsigned char *bytes, size_t have) except -1:
         """Send the request to the core. False: it couldn't take it, and won't be asked again for now."""
@@ -811,15 +1140,15 @@ cdef class Front:
         cdef size_t body = have - 4 - block
         if c.content_length < <int64_t>body:  # what comes after the body is nobody's request
             body = <size_t>c.content_length if c.content_length > 0 else 0
-        head.kind, head.seq, head.id = MESSAGE_REQUEST, k.seq + 1, c.id
+        head.kind, head.seq, head.id = MESSAGE_REQUEST, self.next_number(core), c.id
         head.flags = (FLAG_TRUSTED if c.trusted else 0) | (FLAG_HTTP if self.listeners[c.listener].http else 0)
         head.vars_bytes, head.body_bytes, head.content_length = <uint32_t>block, <uint32_t>body, c.content_length
         head.modifier1 = bytes[0]
         pieces[0].iov_base, pieces[0].iov_len = &head, sizeof(MessageHead)
         pieces[1].iov_base, pieces[1].iov_len = bytes + 4, block + body
-        if send_message(k.channel, pieces, 2, fd) < 0:
+        if send_message(k.channel, pieces, 2, &fd, 1) < 0:
             return self.push_failed(core, errno)
-        k.seq += 1
+        k.seq = k.request = head.seq
         k.client, k.pushed_ns = fd, now_ns()
         k.waited_ns = k.pushed_ns - c.since_ns if c.state == QUEUED else 0
         self.keep_copy(k, bytes, have)
@@ -854,12 +1183,17 @@ cdef class Front:
 
     cdef void ask_for_report(self, int core):
         """A NOP: when its `done` comes back, the core is alive and idle."""
-        self.cores[core].unasked = send_short(self.cores[core].channel, MESSAGE_NOP, self.cores[core].seq + 1) < 0
-        if not self.cores[core].unasked:
-            self.cores[core].seq += 1
-            self.cores[core].pushed_ns = now_ns()
-            self.asked += not self.cores[core].asked
-            self.cores[core].asked = True
+        cdef Core *k = &self.cores[core]
+        k.unasked = send_short(k.channel, MESSAGE_NOP, self.next_number(core)) < 0
+        if not k.unasked:
+            k.seq = self.next_number(core)
+            k.pushed_ns = now_ns()
+            self.asked += not k.asked
+            k.asked = True
+
+    cdef uint64_t next_number(self, int core):
+        """Of what is sent to the core next: above all that the core can have pulled by then."""
+        return self.cores[core].seq + ONE_PUSH
 
     # ---- 6 finish ----
 
@@ -869,9 +1203,9 @@ cdef class Front:
         cdef int word, bit
         cdef bint any = False
         for word in range((self.core_count + 63) // 64):
-            if load_acquire(&self.bitmap[word]) == 0:
+            if load_acquire(&self.finished_bits[word]) == 0:
                 continue
-            bits = exchange_u64(&self.bitmap[word], 0)
+            bits = exchange_u64(&self.finished_bits[word], 0)
             while bits:
                 # Highest first, so that the lowest slot is the warmest afterwards.
                 bit = 63 - leading_zeros(bits)
@@ -879,7 +1213,9 @@ cdef class Front:
                 if word * 64 + bit < self.core_count:
                     self.finish(word * 64 + bit)
                     any = True
-        if any and self.queue.length:
+        if self.stopping and any_bit(self.waiting_bits, self.core_count):
+            self.stop_pulling()
+        if self.queue.length and (any or self.pull):  # a core may have begun to wait since; then we have rung ourselves
             self.pump()
         return 0
 
@@ -888,9 +1224,10 @@ cdef class Front:
         cdef Slot *slot = &self.slots[core]
         cdef int fd = k.client
         cdef uint32_t outcome
-        if k.state not in (BUSY, LEAVING) or load_acquire(&slot.done) != k.seq:
+        cdef uint64_t done = load_acquire(&slot.done)
+        if k.state not in (BUSY, LEAVING) or done < k.seq or done >= self.next_number(core):
             return 0  # a claim about a request that we didn't give: a stale bit, or the application's scribbling
-        outcome = slot.outcome
+        outcome = slot.outcome if done == k.seq else 0  # of one that it pulled since, it has taken care itself
         self.asked -= k.asked
         k.asked = False
         if fd >= 0:
@@ -905,10 +1242,10 @@ cdef class Front:
                 self.drop(fd)
         if slot.log_head - slot.log_tail > RING_BYTES // 2:
             self.take_ring(core)
-        if k.state == LEAVING:
-            send_short(k.channel, MESSAGE_RETIRE, 0)
-        else:
+        if k.state == BUSY:
             self.set_core(core, IDLE)
+            self.surplus -= self.surplus > 0
+            self.look_anew = True  # wanted, or without a descriptor
         return 0
 
     cdef int linger(self, int fd) except -1:
@@ -998,8 +1335,10 @@ cdef class Front:
             raise ValueError(f"core {core} has a worker already")
         cdef Slot *slot = &self.slots[core]
         memset(slot, 0, sizeof(Slot))
+        clear_bit(self.waiting_bits, core)
         k.channel, k.far, k.client, k.seq, k.unasked = channel, far, -1, 0, False
         k.drops_told = 0
+        k.condemned = k.request = 0
         self.set_core(core, STARTING)
         self.watch(channel, CHANNEL, core, EPOLLIN)
 
@@ -1015,45 +1354,67 @@ cdef class Front:
         self.take_back(core)
         if k.client >= 0 and load_acquire(&slot.taken) < k.seq:
             self.requeue(core)  # the message went with the worker, but the application never saw it
+        if k.client >= 0 and load_acquire(&slot.done) >= k.seq:
+            self.part_with_client(core)
+        request = self.describe(core)
         fd = k.client
-        request = self.describe(core) if fd >= 0 else None
         self.asked -= k.asked
         k.asked = False
         self.set_core(core, ABSENT)
+        clear_bit(self.waiting_bits, core)
+        self.look_anew = True
+        if k.schedstat >= 0:
+            close(k.schedstat)
+        k.schedstat, k.measured_ns = -1, 0
+        self.read_rest(core)
         close(k.channel)  # leaves the epoll with it: nobody else holds our end
         close(k.far)
         k.channel = k.far = k.client = -1
-        if fd >= 0:
-            self.running -= 1
-            status = 504 if slot.condemned == k.seq else 502
-            if load_acquire(&slot.answered) == k.seq or request.complete:  # by a signal handler of the worker, or by itself
-                self.linger(fd)
-            elif load_acquire(&slot.sent) >= k.seq:
-                status = 0
-                cut(fd)
-                self.drop(fd)
-            else:
-                self.n_refused += 1
-                self.answer_status(fd, status, k.kept)
-            self.events.request_lost(request, status)
+        if request is not None:
+            status = self.end_of(request, slot, fd)
+            if fd >= 0 or k.condemned != request.seq or status == NO_ANSWER:  # else harakiri has told
+                self.events.request_lost(request, status)
         self.pump()
+        self.accept_for_idle()  # it may have been woken for a connection
         self.before_sleeping()
 
+    cdef int end_of(self, object request, Slot *slot, int fd) except? -2:
+        """See to the client of a dead worker's request, if we have its descriptor (fd, or -1). Returns the status of
+        its answer, 0 if that is cut, NO_ANSWER if there is none."""
+        cdef Core *k = &self.cores[<int>request.core]
+        cdef int status = 504 if k.condemned == <uint64_t>request.seq else 502
+        cdef bint answered = load_acquire(&slot.answered) == <uint64_t>request.seq  # by a signal handler of the worker
+        if fd < 0 and k.request == <uint64_t>request.seq:
+            return status  # answer_for has seen to it, or release
+        if fd < 0:
+            return status if answered else 0 if request.sent else NO_ANSWER
+        self.running -= 1
+        if answered or request.complete:
+            self.linger(fd)
+        elif request.sent:
+            cut(fd)
+            self.drop(fd)
+            return 0
+        else:
+            self.n_refused += 1
+            self.answer_status(fd, status, k.kept)
+        return status
+
     def retire_core(self, int core):
-        """Send the core away: now if it is idle, else after its request."""
+        """Send the core away: it leaves when it reads that, after its request, or one more that it has just accepted."""
         cdef Core *k = &self.cores[core]
-        if k.state in (IDLE, STARTING):
+        if k.state in (IDLE, STARTING, BUSY):
             self.set_core(core, LEAVING)
             send_short(k.channel, MESSAGE_RETIRE, 0)
-        elif k.state == BUSY:
-            self.set_core(core, LEAVING)
         self.before_sleeping()
 
     cdef int read_channel(self, int core) except -1:
-        """ALIVE, READY, or a request that arrived without its descriptor."""
+        """What a core has to say that doesn't fit into its slot."""
         cdef MessageHead *head = <MessageHead *>self.scratch
         cdef int fd
-        cdef ssize_t n = receive_message(self.cores[core].channel, self.scratch, MESSAGE_MAX_BYTES, MSG_DONTWAIT, &fd)
+        cdef ssize_t n = receive_message(self.cores[core].channel, self.scratch, MESSAGE_MAX_BYTES, MSG_DONTWAIT, &fd, 1)
+        if n >= <ssize_t>sizeof(MessageHead) and head.kind in (MESSAGE_HANDED, MESSAGE_ANSWERED):
+            return self.take_over(head, fd, n - sizeof(MessageHead))
         if fd >= 0:
             close(fd)
         if n == 0:  # the application has shut the channel down: no more of it, it would be readable for ever
@@ -1065,14 +1426,88 @@ cdef class Front:
         elif head.kind == MESSAGE_ALIVE:
             self.events.worker_alive(core)
         elif head.kind == MESSAGE_READY and self.cores[core].state == STARTING:
-            self.set_core(core, IDLE)
+            self.set_core(core, BUSY if self.send_listeners(core) else IDLE)
             self.events.core_ready(core)
             self.pump()
+        elif head.kind == MESSAGE_RETURNED and head.seq == 0:  # it could not accept
+            self.look_anew = True
+            self.accept_for_idle()
+            self.events.descriptor_lost(core)
         elif head.kind == MESSAGE_RETURNED and self.cores[core].client >= 0 and head.seq == self.cores[core].seq:
             self.events.descriptor_lost(core)
             self.requeue(core)
             self.cores[core].unasked = True  # the next tick asks it: at once, it would be the warmest again
             self.pump()
+        return 0
+
+    cdef int read_rest(self, int core) except -1:
+        """Of what a dead worker has said, the connections: they are ours. Bounded, since a child that the application has
+        forked may go on."""
+        cdef MessageHead *head = <MessageHead *>self.scratch
+        cdef int fd, i
+        cdef ssize_t n
+        for i in range(MOST_LEFT):
+            n = receive_message(self.cores[core].channel, self.scratch, MESSAGE_MAX_BYTES, MSG_DONTWAIT, &fd, 1)
+            if n >= <ssize_t>sizeof(MessageHead) and head.kind in (MESSAGE_HANDED, MESSAGE_ANSWERED):
+                self.take_over(head, fd, n - sizeof(MessageHead))
+            elif fd >= 0:
+                close(fd)
+            if n <= 0:
+                break
+        return 0
+
+    cdef bint send_listeners(self, int core):
+        """Give the core the shared sockets. True: it looks at them now, and reports when it is parked."""
+        cdef Core *k = &self.cores[core]
+        cdef MessageHead head
+        cdef uint8_t numbers[MOST_PULLED]
+        cdef int fds[MOST_PULLED]
+        cdef iovec pieces[2]
+        cdef int number, count = 0
+        for number in range(self.listener_count):
+            if self.listeners[number].shared and self.listeners[number].open:
+                fds[count], numbers[count] = self.listeners[number].fd, number
+                count += 1
+        memset(&head, 0, sizeof(MessageHead))
+        head.kind, head.seq = MESSAGE_LISTENERS, self.next_number(core)
+        pieces[0].iov_base, pieces[0].iov_len = &head, sizeof(MessageHead)
+        pieces[1].iov_base, pieces[1].iov_len = numbers, MOST_PULLED
+        if count == 0 or send_message(k.channel, pieces, 2, fds, count) < 0:
+            return False
+        k.seq = head.seq
+        return True
+
+    cdef int take_over(self, MessageHead *head, int fd, size_t have) except -1:
+        """A connection that a core has accepted, with what the client has said so far; or one that it has answered."""
+        cdef unsigned char *bytes = <unsigned char *>head + sizeof(MessageHead)
+        cdef SocketName name
+        cdef socklen_t size = sizeof(SocketName)
+        cdef int number = <int>head.seq
+        if fd < 0:  # no descriptor was left for it
+            return self.pause(EMFILE)
+        if head.kind == MESSAGE_ANSWERED:
+            number = 0
+        elif head.seq >= <uint64_t>self.listener_count or not self.listeners[number].shared:  # scribbling
+            close(fd)
+            return 0
+        if getpeername(fd, &name.any, &size) < 0:  # no socket, or a client that is gone
+            close(fd)
+            return 0
+        self.open(fd, number, head.id)
+        if self.paused:  # descriptors are short: the next worker's come first
+            self.answer_status(fd, 503, NULL)
+            if self.connections[fd].state == LINGER:
+                self.drop(fd)
+            return 0
+        if head.kind == MESSAGE_ANSWERED:
+            return self.linger(fd)
+        if not self.let_in(fd, number, &name):
+            return 0
+        if have == 0:
+            return self.wait_for_head(fd)
+        if self.needs_more(fd, bytes, have):
+            self.keep(fd, bytes, have)
+            self.wait_for_head(fd)
         return 0
 
     def take_back(self, int core):
@@ -1083,11 +1518,11 @@ cdef class Front:
         """
         cdef Core *k = &self.cores[core]
         cdef MessageHead *head = <MessageHead *>self.scratch
-        cdef bint found = False
+        cdef bint found = False, told_to_leave = False
         cdef int fd
         cdef ssize_t n
         while k.far >= 0:
-            n = receive_message(k.far, self.scratch, MESSAGE_MAX_BYTES, MSG_DONTWAIT, &fd)
+            n = receive_message(k.far, self.scratch, MESSAGE_MAX_BYTES, MSG_DONTWAIT, &fd, 1)
             if fd >= 0:
                 close(fd)  # the copy that was in the channel; ours is the connection's
             if n < <ssize_t>sizeof(MessageHead):  # empty; or shut down by the application, which reads as the end for ever
@@ -1096,8 +1531,12 @@ cdef class Front:
                 self.requeue(core)
                 self.n_taken_back += 1
                 found = True
-        if found:
+            told_to_leave |= head.kind == MESSAGE_RETIRE
+        if told_to_leave:  # it was read back with the rest
+            send_short(k.channel, MESSAGE_RETIRE, 0)
+        elif found:
             self.ask_for_report(core)
+        if found:
             self.pump()
             self.before_sleeping()
         return found
@@ -1112,7 +1551,7 @@ cdef class Front:
             raise MemoryError
         memcpy(c.bytes, k.kept, k.kept_bytes)
         c.have = c.room = k.kept_bytes
-        k.client = -1
+        k.client, k.request = -1, 0
         self.running -= 1
         c.state, c.since_ns = QUEUED, k.pushed_ns - k.waited_ns  # it has been waiting since then
         self.link(fd, first=True)
@@ -1120,23 +1559,37 @@ cdef class Front:
 
     # ---- requests that take too long: what harakiri.py asks ----
 
+    cdef uint64_t current(self, int core):
+        """The number of the request that the core is in, or 0. A pushed one counts from the push on."""
+        cdef Core *k = &self.cores[core]
+        cdef uint64_t done = load_acquire(&self.slots[core].done), taken = load_acquire(&self.slots[core].taken)
+        if k.state == ABSENT:
+            return 0
+        if done < k.request:
+            return k.request
+        return taken if taken > done and k.seq < taken < self.next_number(core) else 0
+
     def overdue(self, double limit):
-        """(cores whose request has passed its deadline and isn't condemned, when the next one does).
+        """(requests that have passed their deadlines and aren't condemned, when the next one does).
 
         limit: seconds since a core took the request, 0 for none; one that no core took counts from the push (a worker
         that is stopped). The application's own deadline counts if it is earlier. The time is monotonic seconds,
         0.0 when no deadline is near.
         """
-        cdef uint64_t now = now_ns(), limit_ns = <uint64_t>(limit * 1e9), due, earliest = 0
+        cdef uint64_t now = now_ns(), limit_ns = <uint64_t>(limit * 1e9), due, earliest = 0, number
         cdef int core
         cdef list late = []
         for core in range(self.core_count):
-            if self.cores[core].client >= 0 and self.slots[core].condemned != self.cores[core].seq:
-                due = self.deadline(core, limit_ns)
-                if due and due <= now:
-                    late.append(core)
-                elif due and (earliest == 0 or due < earliest):
-                    earliest = due
+            number = self.current(core)
+            if number == 0 or number == self.cores[core].condemned:
+                continue
+            due = self.deadline(core, number, limit_ns)
+            if due and due <= now:
+                request = self.request(core, number)
+                if self.current(core) == number:  # else that is over, and a next one has begun
+                    late.append(request)
+            elif due and (earliest == 0 or due < earliest):
+                earliest = due
         return late, earliest / 1e9
 
     def silent(self, double limit):
@@ -1146,42 +1599,61 @@ cdef class Front:
                 if limit_ns and self.cores[core].asked and self.cores[core].state == BUSY
                 and now - self.cores[core].pushed_ns >= limit_ns]
 
-    cdef uint64_t started(self, int core):
+    cdef uint64_t started(self, int core, uint64_t number):
         """When the core took its request. What the slot says is a claim: not before the push, nor in the future."""
-        if load_acquire(&self.slots[core].taken) < self.cores[core].seq:
+        if load_acquire(&self.slots[core].taken) < number:
             return self.cores[core].pushed_ns
         return min(max(self.cores[core].pushed_ns, self.slots[core].started_ns), now_ns())
 
-    cdef uint64_t deadline(self, int core, uint64_t limit_ns):
+    cdef uint64_t deadline(self, int core, uint64_t number, uint64_t limit_ns):
         """CLOCK_MONOTONIC, or 0."""
-        cdef uint64_t own = self.slots[core].deadline_ns
-        cdef uint64_t due = self.started(core) + limit_ns if limit_ns else 0
-        if load_acquire(&self.slots[core].taken) < self.cores[core].seq or own < self.cores[core].pushed_ns:
+        cdef uint64_t own = self.slots[core].deadline_ns, started = self.started(core, number)
+        cdef uint64_t due = started + limit_ns if limit_ns else 0
+        if load_acquire(&self.slots[core].taken) < number or own < started:
             own = 0  # of an earlier request
         return min(due, own) if due and own else due or own
 
     def describe(self, int core):
         """The core's Request, or None."""
+        cdef uint64_t number = self.current(core)
+        return self.request(core, number) if number else None
+
+    cdef object request(self, int core, uint64_t number):
         cdef Core *k = &self.cores[core]
-        if k.client < 0:
-            return None
-        return Request(core, f"{self.connections[k.client].id:016x}", k.seq, variable(k.kept, b"REQUEST_METHOD"),
-                       variable(k.kept, b"REQUEST_URI"), variable(k.kept, b"REMOTE_ADDR"), self.started(core) / 1e9,
-                       k.waited_ns / 1e9, load_acquire(&self.slots[core].taken) == k.seq,
-                       load_acquire(&self.slots[core].sent) == k.seq, self.is_complete(core))
+        cdef Slot *slot = &self.slots[core]
+        cdef bint sent = load_acquire(&slot.sent) == number
+        if k.client >= 0 and number == k.request:
+            what = (f"{self.connections[k.client].id:016x}", number, variable(k.kept, b"REQUEST_METHOD"),
+                    variable(k.kept, b"REQUEST_URI"), variable(k.kept, b"REMOTE_ADDR"))
+            waited = k.waited_ns / 1e9
+        else:
+            what, waited = self.published(slot, number), 0.0
+        return Request(core, *what, self.started(core, number) / 1e9, waited, load_acquire(&slot.taken) == number, sent,
+                       sent and slot.outcome == OUTCOME_COMPLETE)
 
-    cdef bint is_complete(self, int core):
-        """Whether all of the answer went out, although the request isn't over."""
-        return (load_acquire(&self.slots[core].sent) == self.cores[core].seq
-                and self.slots[core].outcome == OUTCOME_COMPLETE)
+    cdef tuple published(self, Slot *slot, uint64_t number):
+        """What the worker says of a request that it has pulled; nothing, if it has just begun or gone on to the next."""
+        cdef char text[TEXT_BYTES]
+        cdef size_t method, address, uri
+        cdef uint64_t id
+        if load_acquire(&slot.text_of) == number:
+            method, address, uri = slot.method_bytes, slot.address_bytes, slot.uri_bytes
+            memcpy(text, slot.text, TEXT_BYTES)
+            id = slot.id
+            acquire_fence()
+            if load_acquire(&slot.text_of) == number and method + address + uri <= TEXT_BYTES:
+                return (f"{id:016x}", number, escaped(text, method), escaped(text + method + address, uri),
+                        escaped(text + method, address))
+        return "?", number, "", "", ""
 
-    def soften(self, int core):
-        """Allow the worker to raise an exception in the core's request."""
-        self.slots[core].softened = self.cores[core].seq
+    def soften(self, int core, uint64_t seq):
+        """Allow the worker to raise an exception in the core's request of this number."""
+        self.slots[core].softened = seq
 
-    def condemn(self, int core):
+    def condemn(self, int core, uint64_t seq):
         """The core's request is to be ended. From here on the worker's signal handler may answer it."""
-        store_release(&self.slots[core].condemned, self.cores[core].seq)
+        self.cores[core].condemned = seq
+        store_release(&self.slots[core].condemned, seq)
 
     def poke(self, int core, int pid, bint every_thread):
         """Have the worker's handlers answer the condemned request and write the traceback of its thread, or of
@@ -1198,7 +1670,7 @@ cdef class Front:
     def is_stuck(self, int core):
         """Whether the core is still in the request that was condemned."""
         cdef Core *k = &self.cores[core]
-        return k.state != ABSENT and self.slots[core].condemned == k.seq and load_acquire(&self.slots[core].done) != k.seq
+        return k.state != ABSENT and k.condemned != 0 and self.current(core) == k.condemned
 
     def answered(self, int core):
         """The number of the request that the worker's handler has answered last on this core."""
@@ -1230,7 +1702,7 @@ cdef class Front:
     def running_in(self, int process):
         """How many requests the process has that aren't condemned."""
         cdef int core
-        return sum([self.cores[core].client >= 0 and self.slots[core].condemned != self.cores[core].seq
+        return sum([self.current(core) not in (0, self.cores[core].condemned)
                     for core in range(process * self.threads, (process + 1) * self.threads)])
 
     def served_by(self, int process):
@@ -1246,7 +1718,7 @@ cdef class Front:
         cdef uint64_t now = now_ns(), limit = <uint64_t>(seconds * 1e9)
         return [core for core in range(self.core_count)
                 if self.cores[core].client >= 0 and now - self.cores[core].pushed_ns >= limit
-                and self.slots[core].condemned != self.cores[core].seq
+                and self.cores[core].condemned != self.cores[core].seq
                 and load_acquire(&self.slots[core].taken) < self.cores[core].seq]
 
     cdef void set_core(self, int core, int state):
@@ -1262,6 +1734,7 @@ cdef class Front:
         p.running += (state == BUSY) - (was == BUSY)
         self.idle_cores += (state == IDLE) - (was == IDLE)
         self.leaving_cores += (state == LEAVING) - (was == LEAVING)
+        self.serving_cores += (state in (IDLE, BUSY)) - (was in (IDLE, BUSY))
         k.state = state
         self.rank(k.process)
 
@@ -1350,19 +1823,24 @@ cdef class Front:
         cdef int core
         self.collect_finished()
         for core in range(self.core_count):
+            if self.cores[core].client >= 0 and (load_acquire(&self.slots[core].taken) > self.cores[core].seq
+                                                 or self.is_waiting(core)):
+                self.part_with_client(core)
             if self.cores[core].unasked and self.cores[core].client < 0 and self.cores[core].state in (BUSY, LEAVING):
                 self.ask_for_report(core)
         self.drop_who_left()
+        self.ease_off()
+        self.accept_for_idle()  # a core that waits may have been stopped
         empty_eventfd(self.doorbell)
         cdef uint64_t now = now_ns()  # after everything that stamps a connection, or differences would be negative
         if self.paused and not self.held:
             self.paused = False
-            self.set_listeners(EPOLLIN)
+            self.pause_own(EPOLLIN)
         while self.heads.length and now - self.connections[self.heads.first].since_ns > self.timeout_ns:
             self.time_out_head(self.heads.first)
         while (self.queue_timeout_ns and self.queue.length
                and now - self.connections[self.queue.first].since_ns > self.queue_timeout_ns):
-            self.refuse(self.queue.first, 503, f"it has waited {self.oldest_wait():.1f} s for a worker (queue-timeout)")
+            self.refuse(self.queue.first, 503, LATE)
         while self.lingerers.length and now - self.connections[self.lingerers.first].since_ns > self.timeout_ns:
             self.drop(self.lingerers.first)
         cdef int fd = self.lingerers.first, following
@@ -1373,8 +1851,15 @@ cdef class Front:
             fd = following
         self.ask_for_ring()
         self.finished_some = False
-        self.ticking = self.anything_open()
+        cdef uint64_t last_id = load_seq(&self.board.last_id)
+        self.ticking = self.anything_open() or self.anything_pulled()
+        self.seen_id = last_id
+        self.free = self.free or not self.ticking
+        self.set_watch()
         return self.ticking
+
+    cdef bint is_waiting(self, int core):
+        return (load_seq(&self.waiting_bits[core // 64]) >> (core % 64)) & 1
 
     cdef int time_out_head(self, int fd) except -1:
         """Silence from the beginning is a port probe and gets silence; half a head gets an answer."""
@@ -1422,15 +1907,15 @@ cdef class Front:
 
     @property
     def counters(self):
-        """Since the start: connections accepted, requests pushed, queued, refused, taken back; clients gone."""
+        """Since the start: connections accepted by the master, requests pushed, queued, refused, taken back; clients gone."""
         return {"accepted": self.n_accepted, "pushed": self.n_pushed, "queued": self.n_queued,
                 "refused": self.n_refused, "taken_back": self.n_taken_back, "clients_gone": self.n_clients_gone,
                 "answered": self.n_answered}
 
     @property
     def waiting(self):
-        """Requests in the queue."""
-        return self.queue.length
+        """Requests in the queue, and connections that wait for a core to pull them."""
+        return self.queue.length + self.backlog()
 
     @property
     def reading(self):
@@ -1440,7 +1925,8 @@ cdef class Front:
     @property
     def in_progress(self):
         """Requests that a core has."""
-        return self.running
+        cdef int core
+        return sum([self.current(core) != 0 for core in range(self.core_count)])
 
     @property
     def questioned(self):
@@ -1454,7 +1940,12 @@ cdef class Front:
 
     @property
     def idle(self):
-        """Idle cores."""
+        """Cores that have nothing to do."""
+        return self.idle_cores + count_bits(self.waiting_bits, self.core_count)
+
+    @property
+    def parked(self):
+        """Idle cores that don't wait at the listening sockets."""
         return self.idle_cores
 
     def refuse_waiting(self):
@@ -1474,44 +1965,52 @@ cdef str variable(const unsigned char *packet, bytes name):
         key_size = at[0] | (<size_t>at[1] << 8)
         value_size = at[2 + key_size] | (<size_t>at[3 + key_size] << 8)
         if key_size == <size_t>len(name) and memcmp(at + 2, <const char *>name, key_size) == 0:
-            value = PyBytes_FromStringAndSize(<const char *>at + 4 + key_size, min(value_size, 2048))
-            return value.decode("latin-1").encode("unicode_escape").decode("ascii")
+            return escaped(<const char *>at + 4 + key_size, min(value_size, 2048))
         at += 4 + key_size + value_size
     return ""
+
+
+cdef str escaped(const char *text, size_t size):
+    """For the log."""
+    return PyBytes_FromStringAndSize(text, size).decode("latin-1").encode("unicode_escape").decode("ascii")
+
+
+cdef void note_arrivals(Arrivals *arrivals, uint64_t now, uint64_t total):
+    cdef uint32_t last = (arrivals.count - 1) % 128
+    if arrivals.count == 0 or now - arrivals.when[last] >= arrivals.spacing:
+        arrivals.when[arrivals.count % 128], arrivals.total[arrivals.count % 128] = now, total
+        arrivals.count += 1
+
+
+cdef int64_t waited(const Arrivals *arrivals, uint64_t now, uint64_t at_least, uint64_t accepted):
+    """How many have waited for at least so long, ns: those who had come by then, less those who were accepted since, since
+    it is first come, first served."""
+    cdef uint32_t back
+    cdef uint32_t place
+    for back in range(min(arrivals.count, <uint32_t>128)):
+        place = (arrivals.count - 1 - back) % 128
+        if now - arrivals.when[place] >= at_least:
+            return max(0, <int64_t>(arrivals.total[place] - accepted))
+    return 0
+
+
+cdef uint64_t longest_wait(const Arrivals *arrivals, uint64_t now, uint64_t accepted):
+    """Since the first of those moments, ns, by which more had come than have been accepted until now."""
+    cdef uint32_t number
+    for number in range(arrivals.count - min(arrivals.count, <uint32_t>128), arrivals.count):
+        if arrivals.total[number % 128] > accepted:
+            return now - arrivals.when[number % 128]
+    return 0
+
+
+cdef bint any_bit(uint64_t *bitmap, int cores):
+    cdef int word
+    for word in range((cores + 63) // 64):
+        if load_seq(&bitmap[word]):
+            return True
+    return False
 
 
 cdef void clear(Chain *chain):
     chain.first = chain.last = -1
     chain.length = 0
-
-
-cdef NetworkRule *network_rules(networks, int *count) except? NULL:
-    """IPv4Network and IPv6Network objects as 16-byte prefixes."""
-    cdef NetworkRule *rules = NULL
-    cdef int i
-    count[0] = len(networks)
-    if not networks:
-        return NULL
-    rules = <NetworkRule *>PyMem_RawCalloc(len(networks), sizeof(NetworkRule))
-    if rules == NULL:
-        raise MemoryError
-    for i, network in enumerate(networks):
-        packed = network.network_address.packed
-        rules[i].bits = network.prefixlen + (96 if len(packed) == 4 else 0)
-        packed = (bytes(10) + b"\xff\xff" + packed) if len(packed) == 4 else packed
-        memcpy(rules[i].network, PyBytes_AS_STRING(packed), 16)
-    return rules
-
-
-cdef bint matches(NetworkRule *rules, int count, const unsigned char *address):
-    cdef int i
-    for i in range(count):
-        if in_network(address, rules[i].network, rules[i].bits):
-            return True
-    return False
-
-
-cdef bint is_loopback(const unsigned char *address):
-    cdef const unsigned char *mapped = b"\0\0\0\0\0\0\0\0\0\0\xff\xff"
-    cdef const unsigned char *one = b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\1"
-    return in_network(address, one, 128) or (in_network(address, mapped, 96) and address[12] == 127)

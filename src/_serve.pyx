@@ -2,11 +2,23 @@
 
 Theory of operation
 
-A core waits in recvmsg on its channel. A request is one message: the variable block, the first body bytes, and the
-client's descriptor. The core builds the environ from the block, calls the application, and sends head and
-first chunk in one system call straight to the client. Then it half-closes and closes its copy of the descriptor
-(the master keeps one until it sees `done`), writes the request line into its ring and its figures into its slot, and
-waits again: no other system call is on this way.
+A core that has nothing to do waits in recvmsg on its channel: it is *parked*. A pushed request is one message: the variable
+block, the first body bytes, and the client's descriptor. The core builds the environ from the block, calls the application, and
+sends head and first chunk in one system call straight to the client. Then it half-closes and closes its copy of the descriptor
+(the master keeps one until it sees `done`), and writes the request line into its ring and its figures into its slot.
+
+Then, if the master has given it the listening sockets (pull), it goes on by itself (`go_on`):
+
+    parked --message--> serve --> look at channel and sockets --connection--> accept, read, serve --> look ...
+                                       | nothing there                           | no complete sound request: hand it to the master
+                                       v
+                                  wait at the sockets (`waiters` of all cores may) --connection--> accept ...
+                                       | may not, or is wanted, or a message came
+                                       v
+                                  report, parked
+
+A request that it pulled stands in its buffer as if it had been pushed, so that there is one way from there on. Which
+cores wait and which are parked is explained in _layout.pxd.
 
 The client's descriptor is non-blocking. Every wait (body, writing) is a poll of `socket-timeout`, so a slow client is
 kept as long as bytes move, and signals reach Python's handlers in between. The GIL is released around
@@ -23,14 +35,18 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_Copy, PyDict_SetItem
 from cpython.exc cimport PyErr_CheckSignals
-from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
-from libc.errno cimport EAGAIN, ECONNRESET, EINTR, EINVAL, ENOSYS, EPIPE, ETIMEDOUT, errno
+from libc.errno cimport (EAGAIN, EBADF, ECONNRESET, EINTR, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSYS, ENOTSOCK,
+                         EOPNOTSUPP, EPIPE, ETIMEDOUT, errno)
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy, memset
 
+from wsgimaster._kernel cimport client_left
 from wsgimaster._layout cimport *
+from wsgimaster._peers cimport *
+from wsgimaster._proto cimport COMPLETE, NEED_MORE, Facts, Verdict, read_block, read_head
 from wsgimaster._rescue cimport *
 
 import faulthandler
@@ -49,8 +65,11 @@ cdef extern from * nogil:
     """
     #include <errno.h>
     #include <poll.h>
+    #include <fcntl.h>
+    #include <sys/epoll.h>
     #include <sys/eventfd.h>
     #include <sys/ioctl.h>
+    #include <sys/prctl.h>
     #include <sys/sendfile.h>
     #include <sys/syscall.h>
 
@@ -133,6 +152,67 @@ cdef extern from * nogil:
         return (int)as_length(text, 3);
     }
 
+    /* The listening sockets that this process holds, a record per core. A child that the application forks closes its
+       copies (the worker may be gone long before it), and so does the worker when the master dies, whatever it is doing
+       at that moment: the next start must find the address free. */
+    typedef struct Sockets {
+        struct pollfd polled[1 + MOST_PULLED];  /* the channel, then the listening sockets */
+        int count;                              /* of the latter */
+        int epoll;
+        struct Sockets *next;
+    } Sockets;
+    static Sockets *all_sockets = NULL;
+    static int forks = 0;                       /* children that the application has forked */
+
+    static void hold_sockets(Sockets *sockets) {
+        sockets->next = __atomic_load_n(&all_sockets, __ATOMIC_RELAXED);
+        while (!__atomic_compare_exchange_n(&all_sockets, &sockets->next, sockets, 0, __ATOMIC_RELEASE, __ATOMIC_RELAXED)) {}
+    }
+    static void note_child(void) { __atomic_store_n(&forks, 1, __ATOMIC_RELAXED); }
+    static void close_in_child(void) {
+        for (Sockets *s = all_sockets; s; s = s->next) {
+            for (int i = 1; i <= s->count; i++) close(s->polled[i].fd);
+            close(s->epoll);
+            s->count = 0;
+        }
+    }
+    static void on_orphaned(int number) {  /* the numbers stay taken: a core may be about to use one */
+        int error = errno, null = open("/dev/null", O_RDONLY | O_CLOEXEC);
+        (void)number;
+        for (Sockets *s = __atomic_load_n(&all_sockets, __ATOMIC_ACQUIRE); s; s = s->next)
+            for (int i = 1; i <= s->count; i++)
+                if (null < 0) close(s->polled[i].fd); else dup3(null, s->polled[i].fd, O_CLOEXEC);
+        if (null >= 0) close(null);
+        errno = error;
+    }
+    /* Once per process, in its main thread. 0: the master, whose pid is given, is gone already. */
+    static int expect_orphanage(int master) {
+        struct sigaction action = { .sa_flags = SA_RESTART };
+        sigset_t ours;
+        action.sa_handler = on_orphaned;
+        sigemptyset(&ours);
+        sigaddset(&ours, SIGNAL_ORPHANED);
+        pthread_sigmask(SIG_UNBLOCK, &ours, NULL);
+        pthread_atfork(note_child, NULL, close_in_child);
+        sigaction(SIGNAL_ORPHANED, &action, NULL);
+        prctl(PR_SET_PDEATHSIG, SIGNAL_ORPHANED, 0, 0, 0);
+        return getppid() == master;
+    }
+
+    /* Whether bytes came within HEAD_PATIENCE_NS. Short: meanwhile nobody else knows of this connection. */
+    #define HEAD_PATIENCE_NS 200000
+    static int has_bytes_soon(int fd) {
+        struct pollfd p = { fd, POLLIN, 0 };
+        struct timespec patience = { 0, HEAD_PATIENCE_NS };
+        return ppoll(&p, 1, &patience, NULL) > 0;
+    }
+
+    static int is_unix_socket(int fd) {
+        int domain = 0;
+        socklen_t size = sizeof domain;
+        return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) == 0 && domain == AF_UNIX;
+    }
+
     static uint32_t thread_id(void) { return (uint32_t)syscall(SYS_gettid); }
 
     /* Append to a line, never beyond `end`. By hand: vsnprintf took a quarter of a request's instructions. */
@@ -169,6 +249,25 @@ cdef extern from * nogil:
         strftime(buffer, 26, "%a %b %e %H:%M:%S %Y", &parts);
     }
     """
+    ctypedef union epoll_data_t:
+        uint64_t u64
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    struct pollfd:
+        int fd
+        short events, revents
+    ctypedef struct Sockets:
+        pollfd polled[65]
+        int count, epoll
+    int epoll_create1(int flags)
+    int epoll_ctl(int epoll, int op, int fd, epoll_event *event)
+    int epoll_wait(int epoll, epoll_event *events, int most, int timeout)
+    int poll(pollfd *fds, unsigned long n, int timeout)
+    int forks
+    void hold_sockets(Sockets *sockets)
+    bint expect_orphanage(int master)
+    bint has_bytes_soon(int fd)
     int wait_for(int fd, short what, uint64_t timeout_ns, uint64_t *since)
     ssize_t send_pieces(int fd, iovec *pieces, int count, int flags)
     ssize_t recv(int fd, void *bytes, size_t size, int flags)
@@ -177,6 +276,7 @@ cdef extern from * nogil:
     int close(int fd)
     int eventfd_write(int fd, uint64_t value)
     int64_t untaken_bytes(int fd)
+    bint is_unix_socket(int fd)
     uint32_t thread_id()
     void fill_allowed()
     int all_allowed(const unsigned char *text, size_t size, unsigned char what)
@@ -190,10 +290,18 @@ cdef extern from * nogil:
     void write_ctime(long t, char *buffer)
     long c_time "time"(long *t)
     enum:
+        EPOLL_CLOEXEC
+        EPOLL_CTL_ADD
+        EPOLL_CTL_DEL
+        EPOLLIN
+        EPOLLEXCLUSIVE
+        SOCK_NONBLOCK
+        SOCK_CLOEXEC
         IN_NAME
         IN_VALUE
         POLLIN
         POLLOUT
+        POLLRDHUP
         SHUT_WR
         MSG_MORE
 
@@ -213,6 +321,10 @@ cdef enum:
     STRANGERS = 4               # in a row, and the last of them is the new model
     FIRST_PIECE = 262144        # read(n) allocates this much at first, since CONTENT_LENGTH is only a claim
     LINE_BYTES = 65536          # readline's reads
+    CHANNEL = 0                 # in Sockets.polled; the listening sockets follow
+    NOTHING = -1
+    AGAIN = -2
+    OLD_US = 1000               # who waited behind a request that took longer may have left
     LOG_LINE_BYTES = 4096       # uWSGI's limit for a request line
     LOG_TEXT_BYTES = 2048       # of one value in it
     SENDFILE_BYTES = 32768      # of one call; small enough to see that a slow client takes something
@@ -530,8 +642,7 @@ cdef class Exchange:
     cdef int send_all(self, iovec *pieces, int count, int flags) except -1:
         cdef ssize_t n
         while True:
-            with nogil:
-                n = send_pieces(self.fd, pieces, count, flags)
+            n = send_pieces(self.fd, pieces, count, flags)  # doesn't wait, so the GIL is kept
             if n >= 0:
                 self.stuck_since = 0
                 self.core.slot.sent_bytes += n
@@ -637,16 +748,27 @@ cdef class Exchange:
 cdef class Core:
     """One thread of a worker. `serve` runs until the master sends it away or is gone.
 
-    board: the scoreboard's buffer, cores: how many it has, index: this one's number in it. environ: what every request's environ begins
-    with. log_*: which requests get a line. complain(text): one line to the log. report(method, uri): called inside
+    board: the scoreboard's buffer, cores: how many it has, index: this one's number in it; core_id: its number
+    in its process, which has `threads`. environ: what every request's environ begins
+    with. timeout: seconds; buffer_size: largest variable block, bytes; peers: who may say what. log_*: which requests get a line. complain(text): one line to the log. report(method, uri): called inside
     an except block, logs the traceback.
     """
 
-    cdef int channel, index, core_id, doorbell
+    cdef int channel, index, core_id, doorbell, cores, threads
     cdef uint64_t timeout_ns
+    cdef size_t buffer_size
+    cdef Peers peers
+    cdef Sockets *sockets         # never freed: signal and fork handlers go through all of them
+    cdef uint8_t listener_number[MOST_PULLED + 1]  # the master's
+    cdef bint listener_local[MOST_PULLED + 1]      # a unix socket: its clients have no name that matters
+    cdef int last_served          # of the listening sockets: the next one comes first
+    cdef bint joined              # stands at the listening sockets, waiting or serving what came from there
+    cdef uint64_t last_took_us    # by this core's last request
+    cdef bint patient             # heads have come soon after their connections
     cdef object memory
     cdef BoardHead *board
-    cdef uint64_t *bitmap
+    cdef uint64_t *finished_bits
+    cdef uint64_t *waiting_bits
     cdef Slot *slot
     cdef unsigned char *ring
     cdef unsigned char *buffer
@@ -666,8 +788,8 @@ cdef class Core:
     cdef long ctime_second
     cdef char ctime_text[26]
 
-    def __cinit__(self, int channel, memory, int cores, int doorbell, int index, int core_id, application, dict environ, double timeout, *,
-                  bint log_all, bint log_4xx, bint log_5xx, complain, report):
+    def __cinit__(self, int channel, memory, int cores, int doorbell, int index, int core_id, int threads, application, dict environ, double timeout, *,
+                  size_t buffer_size, allow_from, forwarded_allow, bint log_all, bint log_4xx, bint log_5xx, complain, report):
         cdef unsigned char[::1] view = memory
         self.channel, self.index, self.core_id = channel, index, core_id
         self.memory = memory
@@ -676,7 +798,15 @@ cdef class Core:
             raise ValueError(f"core {index} of {cores} isn't on a scoreboard of {view.shape[0]} bytes")
         self.slot = board_slots(self.board, cores) + index
         self.ring = board_rings(self.board, cores) + <size_t>index * RING_BYTES
-        self.bitmap, self.doorbell = board_bitmap(self.board), doorbell
+        self.cores, self.threads, self.doorbell = cores, threads, doorbell
+        self.finished_bits, self.waiting_bits = board_finished(self.board), board_waiting(self.board, cores)
+        self.buffer_size = buffer_size
+        set_peers(&self.peers, allow_from, forwarded_allow)
+        self.sockets = <Sockets *>PyMem_RawCalloc(1, sizeof(Sockets))
+        if self.sockets == NULL:
+            raise MemoryError
+        self.sockets.epoll = -1
+        self.patient = True
         self.application, self.environ = application, environ
         self.timeout_ns = <uint64_t>(timeout * 1e9)
         self.log_all, self.log_4xx, self.log_5xx = log_all, log_4xx, log_5xx
@@ -697,6 +827,7 @@ cdef class Core:
         PyMem_RawFree(self.buffer)
         PyMem_RawFree(self.head)
         PyMem_RawFree(self.model_block)
+        free_peers(&self.peers)
 
     def serve(self):
         """Say READY, then serve until told to leave; also at the channel's end, when the master is gone.
@@ -705,34 +836,261 @@ cdef class Core:
         """
         cdef MessageHead *message = <MessageHead *>self.buffer
         cdef ssize_t n
-        cdef int fd
+        cdef int fds[MOST_PULLED]
+        cdef uint64_t seq
+        cdef bint reports
         self.slot.tid = thread_id()
         rescue_thread(self.slot)
         self.say(MESSAGE_READY, 0)
         while True:
             with nogil:
-                n = receive_message(self.channel, self.buffer, MESSAGE_MAX_BYTES, 0, &fd)
+                n = receive_message(self.channel, self.buffer, MESSAGE_MAX_BYTES, 0, fds, MOST_PULLED)
             if n < 0 and errno == EINTR:
                 self.run_signal_handlers()
                 continue
             if n < 0:
                 raise ChannelLost(errno, "the worker's channel to the master is unusable")
             if n < <ssize_t>sizeof(MessageHead) or message.kind == MESSAGE_RETIRE:
+                self.leave_sockets()
                 return
-            if message.kind == MESSAGE_REQUEST and fd < 0:  # no descriptor was free to receive it
+            if message.kind == MESSAGE_REQUEST and fds[0] < 0:  # no descriptor was free to receive it
                 self.say(MESSAGE_RETURNED, message.seq)
                 continue
-            self.slot.started_ns = now_ns()
-            if self.slot.deadline_ns:
-                self.slot.deadline_ns = 0
-            self.slot.outcome = 0
+            self.slot.awake = 1
+            seq = message.seq
             if message.kind == MESSAGE_REQUEST:
-                store_release(&self.slot.taken, message.seq)  # first: who is answered must not be served once more
-                rescue_take(fd, message.seq, message.id)
-                self.slot.outcome = self.handle(message, fd)
+                self.serve_one(message, fds[0], seq)
             else:
-                store_release(&self.slot.taken, message.seq)
-            self.finished(message.seq)
+                store_release(&self.slot.taken, seq)
+                self.slot.outcome = 0
+                if message.kind == MESSAGE_LISTENERS:
+                    self.take_sockets(message, fds)
+            store_release(&self.slot.done, seq)
+            reports = message.kind == MESSAGE_NOP or self.slot.outcome or self.go_on(&seq)
+            self.slot.awake = 0
+            if reports:
+                self.say_idle(seq)
+
+    cdef void serve_one(self, MessageHead *message, int fd, uint64_t seq):
+        self.slot.started_ns = now_ns()
+        if self.slot.deadline_ns:
+            self.slot.deadline_ns = 0
+        self.slot.outcome = 0
+        message.seq = seq
+        store_seq_u64(&self.slot.taken, seq)  # first: who is answered must not be served once more
+        if load_seq_u32(&self.board.quiet) and exchange_u32(&self.board.quiet, 0):
+            eventfd_write(self.doorbell, 1)
+        rescue_take(fd, seq, message.id)
+        self.slot.outcome = self.handle(message, fd)
+
+    # ---- pull ----
+
+    cdef int take_sockets(self, MessageHead *message, const int *fds) except -1:
+        """The listening sockets, for the rest of this core's life; those that came, if a descriptor wasn't free for all."""
+        cdef const uint8_t *numbers = <const uint8_t *>message + sizeof(MessageHead)
+        cdef epoll_event event
+        cdef int i, count = 0
+        self.sockets.epoll = epoll_create1(EPOLL_CLOEXEC)
+        event.events, event.data.u64 = EPOLLIN, CHANNEL
+        if self.sockets.epoll < 0 or epoll_ctl(self.sockets.epoll, EPOLL_CTL_ADD, self.channel, &event) < 0:
+            for i in range(MOST_PULLED):
+                if fds[i] >= 0:
+                    close(fds[i])
+            return 0
+        self.sockets.polled[CHANNEL].fd, self.sockets.polled[CHANNEL].events = self.channel, POLLIN
+        for i in range(MOST_PULLED):
+            if fds[i] >= 0:
+                count += 1
+                self.sockets.polled[count].fd, self.sockets.polled[count].events = fds[i], POLLIN | POLLRDHUP
+                self.listener_number[count], self.listener_local[count] = numbers[i], is_unix_socket(fds[i])
+        self.sockets.count = count
+        hold_sockets(self.sockets)
+        return 0
+
+    cdef bint go_on(self, uint64_t *seq):
+        """Serve what comes by the listening sockets. True: report now; False: a message waits on the channel."""
+        cdef MessageHead *message = <MessageHead *>self.buffer
+        cdef int ready, fd
+        cdef uint32_t passed_on
+        while not self.is_wanted() and seq[0] % ONE_PUSH != ONE_PUSH - 1 and self.sockets.count:
+            passed_on = load_seq_u32(&self.board.passed_on)
+            ready = self.look()
+            if ready == NOTHING:
+                if not self.may_wait():
+                    return True
+                ready = self.wait(passed_on)
+            if ready == CHANNEL:
+                return False
+            if ready == AGAIN:
+                continue
+            fd = self.accept(ready, message)
+            if fd == -2:
+                return True
+            if fd >= 0:
+                seq[0] += 1
+                self.serve_one(message, fd, seq[0])
+                store_release(&self.slot.done, seq[0])
+        return True
+
+    cdef bint is_wanted(self):
+        """Whether this core is one of those that are to report."""
+        if load_seq_i32(&self.board.wanted) <= 0:
+            return False
+        if add_seq_i32(&self.board.wanted, -1) > 0:
+            return True
+        add_seq_i32(&self.board.wanted, 1)  # others were faster
+        return False
+
+    cdef int look(self):
+        """Which of the sockets has something, or NOTHING. The channel first; the others in turn, so that none starves."""
+        cdef int i, at, count = self.sockets.count
+        if poll(self.sockets.polled, 1 + count, 0) <= 0:
+            return NOTHING
+        if self.sockets.polled[CHANNEL].revents:
+            return CHANNEL
+        for i in range(count):
+            at = 1 + (self.last_served + i) % count
+            if self.sockets.polled[at].revents:
+                self.last_served = at
+                return at
+        return NOTHING
+
+    cdef bint may_wait(self):
+        """Not beside a busy core of this process, which holds the interpreter's lock; then the master chooses."""
+        cdef int other
+        for other in range(self.threads):
+            if other != self.core_id and (self.slot - self.core_id + other).awake:
+                return False
+        return count_bits(self.waiting_bits, self.cores) < self.board.waiters
+
+    cdef int wait(self, uint32_t passed_on):
+        """Until one of the sockets has something. CHANNEL also when the master has claimed this core; or AGAIN.
+
+        passed_on: of the board, before the last look at the sockets. A connection that was passed on since may be one that
+        came when nobody could be woken for it.
+        """
+        cdef epoll_event event
+        cdef int n, i
+        cdef bint cleared
+        if not self.joined:
+            for i in range(1, 1 + self.sockets.count):
+                event.events, event.data.u64 = EPOLLIN | EPOLLEXCLUSIVE, i
+                epoll_ctl(self.sockets.epoll, EPOLL_CTL_ADD, self.sockets.polled[i].fd, &event)
+            self.joined = True
+            add_seq_u32(&self.board.arrangements, 1)
+        set_bit(self.waiting_bits, self.index)
+        if load_seq_i32(&self.board.wanted) > 0 or load_seq_u32(&self.board.passed_on) != passed_on:
+            return AGAIN if clear_bit(self.waiting_bits, self.index) else CHANNEL
+        with nogil:
+            n = epoll_wait(self.sockets.epoll, &event, 1, -1)
+            cleared = clear_bit(self.waiting_bits, self.index)  # here: a thread of the application may keep the GIL
+        if not cleared:
+            if n > 0 and event.data.u64 != CHANNEL:  # the kernel has told nobody else of that connection
+                add_seq_u32(&self.board.passed_on, 1)
+                eventfd_write(self.doorbell, 1)
+            return CHANNEL
+        if n < 0:
+            self.run_signal_handlers()
+        return <int>event.data.u64 if n > 0 else AGAIN
+
+    cdef void leave_sockets(self):
+        """A core that is parked stands in nobody's way: each entry costs those who connect a tenth of a microsecond."""
+        cdef int i
+        if self.joined:
+            for i in range(1, 1 + self.sockets.count):
+                epoll_ctl(self.sockets.epoll, EPOLL_CTL_DEL, self.sockets.polled[i].fd, NULL)
+            self.joined = False
+
+    cdef int accept(self, int at, MessageHead *message):
+        """The next connection of this listening socket, with its request in the buffer as if it had been pushed. -1: there
+        is none, or it isn't for a worker to deal with. -2: accepting is impossible for now."""
+        cdef unsigned char *packet = self.buffer + sizeof(MessageHead) - 4  # its block where a pushed one's stands
+        cdef Facts facts
+        cdef SocketName name
+        cdef socklen_t size = sizeof(SocketName)
+        cdef bint local = self.listener_local[at]
+        cdef int fd = accept4(self.sockets.polled[at].fd, NULL if local else &name.any, NULL if local else &size,
+                              SOCK_NONBLOCK | SOCK_CLOEXEC)
+        cdef ssize_t n
+        cdef size_t body
+        cdef Trust trust = TRUSTED
+        cdef uint64_t id
+        if fd < 0:
+            return self.accept_failed(at)
+        id = add_seq(&self.board.last_id, 1) + 1
+        n = recv(fd, packet, MESSAGE_MAX_BYTES - sizeof(MessageHead), MSG_DONTWAIT)
+        if n < 0 and errno == EAGAIN and self.patient:
+            with nogil:
+                self.patient = has_bytes_soon(fd)
+            n = recv(fd, packet, MESSAGE_MAX_BYTES - sizeof(MessageHead), MSG_DONTWAIT)
+        elif n > 0:
+            self.patient = True
+        if n == 0:  # a probe that says nothing
+            close(fd)
+            return -1
+        if not local:
+            trust = uwsgi_peer(&self.peers, &name)
+        if (n < 0 or trust == REFUSED or read_head(packet, n, self.buffer_size, &facts) != COMPLETE
+                or facts.modifier1 == 100 or read_block(packet + 4, &facts) != COMPLETE):
+            self.hand_over(MESSAGE_HANDED, fd, self.listener_number[at], id, max(0, n))
+            return -1
+        if self.last_took_us > OLD_US and client_left(fd, not local):
+            self.slot.clients_gone += 1
+            close(fd)
+            return -1
+        body = n - 4 - facts.block_bytes
+        if facts.content_length < <int64_t>body:  # what comes after the body is nobody's request
+            body = <size_t>facts.content_length if facts.content_length > 0 else 0
+        message.kind, message.id = MESSAGE_REQUEST, id
+        message.flags = FLAG_PULLED | (FLAG_TRUSTED if trust == TRUSTED else 0)
+        message.vars_bytes, message.body_bytes = facts.block_bytes, <uint32_t>body
+        message.content_length, message.modifier1 = facts.content_length, facts.modifier1
+        return fd
+
+    cdef int accept_failed(self, int at):
+        """-1: look on; usually another core was faster. -2: leave it to others for now."""
+        if errno == EMFILE:  # as when a pushed request comes without its descriptor
+            self.stop_pulling(True)
+            self.say(MESSAGE_RETURNED, 0)
+        elif errno in (ENFILE, ENOBUFS, ENOMEM):
+            return -2
+        elif errno in (EBADF, ENOTSOCK, EOPNOTSUPP):  # the application has closed it, or the master is dead
+            self.stop_pulling(False)
+        elif errno == EINVAL or errno == EAGAIN and self.sockets.polled[at].revents & POLLRDHUP:  # the door is closed
+            epoll_ctl(self.sockets.epoll, EPOLL_CTL_DEL, self.sockets.polled[at].fd, NULL)
+            close(self.sockets.polled[at].fd)
+            self.sockets.polled[at].fd = -1
+            if not any([self.sockets.polled[i].fd >= 0 for i in range(1, 1 + self.sockets.count)]):
+                self.sockets.count = 0
+        return -1
+
+    cdef void stop_pulling(self, bint ours):
+        """For the rest of this core's life. ours: whether the numbers still mean our sockets; otherwise the entries go with
+        the epoll."""
+        cdef int i, count = self.sockets.count
+        self.sockets.count = 0
+        self.joined = False
+        close(self.sockets.epoll)
+        self.sockets.epoll = -1
+        if ours:
+            for i in range(1, 1 + count):
+                close(self.sockets.polled[i].fd)
+
+    cdef void hand_over(self, int kind, int fd, uint64_t listener, uint64_t id, size_t have):
+        """Give a connection, and what was read from it, to the master. Waits if the channel is full."""
+        cdef unsigned char *packet = self.buffer + sizeof(MessageHead) - 4
+        cdef MessageHead head
+        cdef iovec pieces[2]
+        cdef uint64_t since = 0
+        memset(&head, 0, sizeof(MessageHead))
+        head.kind, head.seq, head.id = kind, listener, id
+        pieces[0].iov_base, pieces[0].iov_len = &head, sizeof(MessageHead)
+        pieces[1].iov_base, pieces[1].iov_len = packet, have
+        while send_message(self.channel, pieces, 2, &fd, 1) < 0 and errno in (EAGAIN, EINTR):
+            with nogil:
+                wait_for(self.channel, POLLOUT, 1_000_000_000, &since)
+            since = 0
+        close(fd)
 
     def asked_to_stop(self):
         """Whether the request that this thread runs now is the one that the master wants an exception in."""
@@ -762,10 +1120,11 @@ cdef class Core:
         """To the master."""
         send_short(self.channel, kind, seq)
 
-    cdef void finished(self, uint64_t seq):
-        """Free again: tell the master, and wake it only if it asked for that or has something to do."""
+    cdef void say_idle(self, uint64_t seq):
+        """Free, and about to be parked: tell the master, and wake it only if it asked for that or has something to do."""
+        self.leave_sockets()
         store_release(&self.slot.done, seq)
-        or_u64(&self.bitmap[self.index // 64], 1ULL << (self.index % 64))
+        set_bit(self.finished_bits, self.index)
         if self.slot.outcome:
             eventfd_write(self.doorbell, 1)
         elif load_seq_u32(&self.board.ring) and exchange_u32(&self.board.ring, 0):
@@ -784,7 +1143,7 @@ cdef class Core:
         try:
             body = make_input(fd, self.timeout_ns, message.content_length, self.first_body(message), self.slot)
             environ = self.make_environ(message, body, exchange)
-            self.begin(exchange, environ)
+            self.begin(exchange, environ, (message.flags & FLAG_PULLED) != 0)
             outcome = self.call_application(exchange, environ)
         except BaseException:  # ours, not the application's
             self.tell_exception("?", "?")
@@ -797,16 +1156,25 @@ cdef class Core:
             # By the handler, and then it ended after all; what it sent found the connection half closed.
             exchange.status, outcome = 504, OUTCOME_LINGER
         rescue_release()  # before the descriptor's number can be another's
-        if outcome == OUTCOME_CUT:
-            cut(fd)
-        else:
-            shutdown(fd, SHUT_WR)
-        close(fd)
+        outcome = self.part(fd, outcome, (message.flags & FLAG_PULLED) != 0, message.id)
         exchange.fd = -1
         if body is not None:
             body.fd = -1
         self.account(exchange, message)
         return outcome
+
+    cdef uint32_t part(self, int fd, uint32_t outcome, bint pulled, uint64_t id):
+        """Close our copy of the client's descriptor; of a pulled connection it is the only one, and the outcome is seen
+        to here. Returns what is left for the master to do."""
+        if outcome == OUTCOME_CUT:
+            cut(fd)
+        elif not pulled or outcome == OUTCOME_LINGER or forks:  # somebody else holds it: the client must see the end
+            shutdown(fd, SHUT_WR)
+        if pulled and outcome == OUTCOME_LINGER:
+            self.hand_over(MESSAGE_ANSWERED, fd, 0, id, 0)
+        else:
+            close(fd)
+        return 0 if pulled else outcome
 
     cdef uint32_t call_application(self, Exchange exchange, dict environ) except? 0xFFFF:
         """The application, its result, close(): everything that runs the application's code."""
@@ -1007,7 +1375,7 @@ cdef class Core:
 
     # ---- the head of the answer ----
 
-    cdef int begin(self, Exchange exchange, dict environ) except -1:
+    cdef int begin(self, Exchange exchange, dict environ, bint pulled) except -1:
         """The protocol is echoed as uWSGI does, if it is one that an answer can have."""
         exchange.method, exchange.uri = environ["REQUEST_METHOD"], environ.get("REQUEST_URI", "")
         exchange.address, exchange.user = environ.get("REMOTE_ADDR", ""), environ.get("REMOTE_USER", "")
@@ -1016,7 +1384,21 @@ cdef class Core:
         exchange.protocol_bytes = 9
         exchange.head_method = exchange.method == "HEAD"
         rescue_method(exchange.head_method)
+        if pulled:
+            self.publish(exchange)
         return 0
+
+    cdef void publish(self, Exchange exchange):
+        """What the master would know of a request that it had pushed."""
+        cdef Slot *slot = self.slot
+        cdef char *at = slot.text
+        store_release(&slot.text_of, 0)
+        release_fence()
+        slot.id = exchange.id
+        slot.method_bytes = copy_text(&at, exchange.method, 32)
+        slot.address_bytes = copy_text(&at, exchange.address, 64)
+        slot.uri_bytes = copy_text(&at, exchange.uri, TEXT_BYTES - 96)
+        store_release(&slot.text_of, exchange.seq)
 
     cdef int write_head(self, Exchange exchange, object status, object headers) except -1:
         """Check and lay out status line and headers in self.head; a wrong one leaves no head at all."""
@@ -1076,6 +1458,7 @@ cdef class Core:
         cdef int status = exchange.status if exchange.status else 500
         self.slot.requests += 1
         self.slot.running_us += took_us
+        self.last_took_us = took_us
         cdef uint64_t total = add_u64(&self.board.requests, 1) + 1
         if (self.log_all or (self.log_4xx and 400 <= status < 500) or (self.log_5xx and 500 <= status < 600)):
             self.log_line(exchange, message, took_us, status, total)
@@ -1113,14 +1496,17 @@ cdef class Core:
     cdef void write_ring(self, const char *line, size_t size):
         """Drop the line when the master hasn't emptied the ring: nobody waits for a log."""
         cdef uint64_t head = self.slot.log_head
+        cdef uint64_t used = head - load_acquire(&self.slot.log_tail)
         cdef size_t start = head % RING_BYTES, first
-        if head - load_acquire(&self.slot.log_tail) + size > RING_BYTES:
+        if used + size > RING_BYTES:
             self.slot.log_dropped += 1
             return
         first = min(size, RING_BYTES - start)
         memcpy(self.ring + start, line, first)
         memcpy(self.ring, line + first, size - first)
         store_release(&self.slot.log_head, head + size)
+        if used < RING_BYTES // 4 <= used + size:  # the master comes every tenth of a second; that may be too late
+            eventfd_write(self.doorbell, 1)
 
 
 # ---- the process ----
@@ -1145,11 +1531,12 @@ def end_child():
         os._exit(status & 255)
 
 
-def expect_the_worst(int tracebacks):
-    """Install the handlers that answer for stuck and crashing requests: _rescue.pxd. Once, after the application
-    is loaded, whose own handlers stay beneath.
+def expect_the_worst(int tracebacks, int master):
+    """Install the handlers that answer for stuck and crashing requests (_rescue.pxd), and the one that closes the
+    listening sockets at the master's death. Once, in the main thread, after the application is loaded, whose own handlers
+    stay beneath.
 
-    tracebacks: the pipe that they go to, made non-blocking. Raises OSError.
+    tracebacks: the pipe that they go to, made non-blocking; master: its pid. Raises OSError, or SystemExit if the master is gone.
     """
     os.set_blocking(tracebacks, False)
     faulthandler.register(SIGNAL_STUCK, file=tracebacks, all_threads=False, chain=False)
@@ -1157,6 +1544,8 @@ def expect_the_worst(int tracebacks):
     faulthandler.enable(file=tracebacks, all_threads=False)
     if rescue_install(tracebacks) < 0:
         raise OSError(errno, "sigaction")
+    if not expect_orphanage(master):
+        raise SystemExit(0)
 
 
 def say_alive(int channel):
@@ -1242,6 +1631,13 @@ fill_allowed()
 cdef str shown(str text):
     """The same for Python: no request can forge a line."""
     return "".join([c if " " <= c <= "~" and c != "\\" else f"\\x{ord(c):02x}" for c in text])
+
+
+cdef uint16_t copy_text(char **at, str text, Py_ssize_t most):
+    cdef Py_ssize_t size = min(PyUnicode_GET_LENGTH(text), most)
+    memcpy(at[0], PyUnicode_1BYTE_DATA(text), size)
+    at[0] += size
+    return <uint16_t>size
 
 
 cdef char *put_text(char *at, char *end, str text, Py_ssize_t most):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import pytest
 from support.harness import Program, Server, readable_interpreter
+from support.one_process import Bench
 
 LOG_END = 20_000  # characters of a log that a failure shows
 
@@ -42,3 +45,17 @@ def readable() -> Iterator[list[str]]:
     """What to put in front of the server's command for a user other than root."""
     with readable_interpreter() as prefix:
         yield prefix
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
+    """Make benches for one test: what Bench takes."""
+    made = []
+
+    def make(**settings: Any) -> Bench:
+        made.append(Bench(tmp_path, **settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()

@@ -202,7 +202,7 @@ def test_threads_that_block_all_signals_are_answered_and_shown(start: Start) -> 
 
 
 def test_the_answer_to_a_head_request_has_no_body(start: Start) -> None:
-    server = start(options("harakiri = 1"))
+    server = start(options("harakiri = 1", "dispatch = push"))
     for path, status in (("/stuck_in_sleep", 504), ("/stop", 504), ("/kill", 502), ("/crash", 502)):
         answer = uwsgi(server.address, path, method="HEAD")
         assert (answer.status, answer.body) == (status, b"")
@@ -211,10 +211,21 @@ def test_the_answer_to_a_head_request_has_no_body(start: Start) -> None:
 
 def test_a_worker_that_is_stopped_in_its_request(start: Start) -> None:
     """No handler of its own runs, so the master answers."""
-    server = start(options("harakiri = 1"))
+    server = start(options("harakiri = 1", "dispatch = push"))
     answer = uwsgi(server.address, "/stop")
     assert answer.status == 504
     identified(answer, server)
+    assert uwsgi(server.address, "/quick").status == 200
+
+
+def test_a_worker_that_is_stopped_in_a_request_that_it_pulled(start: Start) -> None:
+    """Nobody else holds the client's descriptor: it sees the end, from which a web server makes a 502."""
+    server = start(options("harakiri = 1"))
+    assert uwsgi(server.address, "/quick").status == 200  # the master queues what comes before a worker is ready
+    answer = uwsgi(server.address, "/stop")
+    assert (answer.status_line, answer.end) == ("", End.EOF)
+    line = r"request \w{16} \(GET /stop from 127.0.0.1\) got no answer, its connection was closed: its worker died"
+    server.wait_log(line)
     assert uwsgi(server.address, "/quick").status == 200
 
 
@@ -355,28 +366,33 @@ def test_with_threads_there_is_no_soft_end_and_a_warning_says_so(start: Start) -
 
 
 DEATHS = {
-    "a segmentation fault": ("crash", ", killed by signal 11"),
-    "a stack overflow": ("overflow", ", killed by signal 11"),
-    "abort()": ("abort", ", killed by signal 6"),
-    "exit in the middle of the request": ("leave", ""),
-    "kill -9": ("kill", ", killed by signal 9"),
+    "a segmentation fault": ("crash", ", killed by signal 11", True),
+    "a stack overflow": ("overflow", ", killed by signal 11", True),
+    "abort()": ("abort", ", killed by signal 6", True),
+    "exit in the middle of the request": ("leave", "", False),
+    "kill -9": ("kill", ", killed by signal 9", False),
 }
 
 
-@pytest.mark.parametrize("threads", [1, 4])
-@pytest.mark.parametrize(("deed", "how"), DEATHS.values(), ids=DEATHS)
-def test_a_request_that_takes_its_worker_along_is_answered_502(start: Start, deed: str, how: str, threads: int) -> None:
-    server = start(options(f"threads = {threads}"))
+@pytest.mark.parametrize(("dispatch", "threads"), [("push", 1), ("push", 4), ("auto", 1)])
+@pytest.mark.parametrize(("deed", "how", "handler_runs"), DEATHS.values(), ids=DEATHS)
+def test_a_request_that_takes_its_worker_along(
+    start: Start, deed: str, how: str, handler_runs: bool, threads: int, dispatch: str
+) -> None:
+    server = start(options(f"threads = {threads}", f"dispatch = {dispatch}"))
+    assert uwsgi(server.address, "/quick").status == 200
     (worker,) = server.wait_workers(1)
     answer = uwsgi(server.address, f"/{deed}")
-    assert (answer.status_line, answer.end) == ("HTTP/1.1 502 Bad Gateway", End.EOF)
-    name = identified(answer, server)
+    if dispatch == "push" or handler_runs:
+        assert (answer.status_line, answer.end) == ("HTTP/1.1 502 Bad Gateway", End.EOF)
+        name, what = identified(answer, server), "was answered 502"
+    else:  # it was pulled, and nobody else holds the client's descriptor
+        assert (answer.status_line, answer.end) == ("", End.EOF)
+        name, what = r"\w{16}", "got no answer, its connection was closed"
     server.wait_log(rf"DAMN ! worker 1 \(pid: {worker.pid}\) died{how} :\(")
-    server.wait_log(
-        rf"worker 1 core \d: request {name} \(GET /{deed} from 127.0.0.1\) was answered 502: its worker died"
-    )
+    server.wait_log(rf"worker 1 core \d: request {name} \(GET /{deed} from 127.0.0.1\) {what}: its worker died")
     assert uwsgi(server.address, "/quick").status == 200
-    if deed in ("crash", "abort", "overflow"):
+    if handler_runs:
         assert re.search(
             rf"worker 1 \(pid: {worker.pid}\) left a traceback:\n(.*\n)+?.* in (string_at|{deed}|deeper)", server.log()
         )

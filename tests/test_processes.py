@@ -13,6 +13,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -21,7 +22,7 @@ from typing import Any
 
 import psutil
 import pytest
-from support.client import Connection, cgi, packet, together, uwsgi
+from support.client import Connection, End, cgi, packet, together, uwsgi
 from support.harness import APPS, COMMAND, Server, peak_memory
 from support.wait import wait_until
 
@@ -206,15 +207,18 @@ def kinds(links: list[str]) -> Counter[str]:
 
 # Three cores; a pipe for stdout and stderr and one for tracebacks; the map has a memfd of its own.
 WORKERS_OWN = {"/dev/null": 1, "pipe": 3, "socket": 3, "/memfd": 2, "eventfd]": 1}
+AND_TO_PULL = {"socket": 3, "eventpoll]": 3}  # each core has its copy of the listening socket
 ZYGOTES_OWN = {"/dev/null": 1, "pipe": 2, "socket": 1, "/memfd": 1, "eventfd]": 1}
 
 
+@pytest.mark.parametrize("dispatch", ["push", "auto"])
 @pytest.mark.parametrize("thread", [False, True], ids=["", "zygote with threads"])
-def test_processes_hold_their_own_descriptors_only(start: Start, thread: bool) -> None:
+def test_processes_hold_their_own_descriptors_only(start: Start, thread: bool, dispatch: str) -> None:
     """Forked while clients are connected, after others have died."""
-    lines = ["processes = 3", "threads = 3", f"http-socket = @wsgimaster-test-{os.getpid()}"]
+    lines = ["processes = 3", "threads = 3", f"http-socket = @wsgimaster-test-{os.getpid()}", f"dispatch = {dispatch}"]
     server = start(options(*lines), env={"THREAD": "yes"} if thread else {})
     server.wait_workers(3)
+    own = Counter(WORKERS_OWN) + Counter(AND_TO_PULL if dispatch == "auto" else {})
     with ExitStack() as stack:
         for _ in range(5):
             stack.enter_context(Connection(server.address)).send(packet(cgi("/hello"))[:9])
@@ -223,14 +227,70 @@ def test_processes_hold_their_own_descriptors_only(start: Start, thread: bool) -
         pids = [worker.pid for worker in server.workers()]
 
         def settled() -> bool:
-            return [kinds(descriptors(pid)) for pid in pids] == [WORKERS_OWN] * 3
+            return [kinds(descriptors(pid)) for pid in pids] == [own] * 3
 
         wait_until(settled, message=lambda: str([descriptors(pid) for pid in pids]))
         held = [descriptors(pid) for pid in pids]
         zygote = descriptors(zygote_of(server).pid)
         assert kinds(zygote) == ZYGOTES_OWN
-        private = [{link for link in links if link.startswith(("socket:", "pipe:"))} for links in [*held, zygote]]
-        assert len(set.union(*private)) == sum(len(links) for links in private), "nobody has another's"
+        shared = set(listening_socket(server))
+        private = [
+            [link for link in links if link.startswith(("socket:", "pipe:")) and link not in shared]
+            for links in [*held, zygote]
+        ]
+        assert [len(links) for links in private] == [6, 6, 6, 3]
+        # a worker's stdout and stderr are one pipe
+        assert len({link for links in private for link in links}) == 5 + 5 + 5 + 2, "nobody has another's"
+
+
+def listening_socket(server: Server) -> list[str]:
+    """The uwsgi socket, as a descriptor's link names it."""
+    table = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+    listens = "00010000"  # its flags; an accepted connection has the same name
+    named = {f"socket:[{row[6]}]" for row in table if row[-1] == "app.sock" and row[3] == listens}
+    return sorted(named & set(descriptors(server.pid)))
+
+
+def test_a_child_that_the_application_forks_has_no_listening_socket(start: Start) -> None:
+    """It may live for longer than the server, and the next one must find the address free."""
+    server = start(options("processes = 1"))
+    (listening,) = listening_socket(server)
+    worker = server.wait_workers(1)[0].pid
+    wait_until(lambda: listening in descriptors(worker))
+    child = ask(server, "/fork_without_exec")
+    wait_until(lambda: not {listening, "anon_inode:[eventpoll]"} & set(descriptors(child)))
+    assert ask(server, "/hello") == "hello"
+    assert listening in descriptors(worker)
+    ask(server, "/end_children")
+
+
+def test_a_client_sees_the_end_although_a_child_holds_its_connection(start: Start) -> None:
+    """Forked in the request itself, and in another one that runs at the time."""
+    server = start(options("processes = 1", "threads = 2"))
+    for _ in range(3):
+        assert uwsgi(server.address, "/fork_without_exec").end is End.EOF
+    ask(server, "/end_children")
+
+
+def test_an_idle_server_sleeps(start: Start) -> None:
+    """No worker wakes up, the master hardly ever."""
+    server = start(options("processes = 4"))
+    for _ in range(20):
+        ask(server, "/hello")
+    pids = [worker.pid for worker in server.wait_workers(4)]
+    wait_until(lambda: switches([server.pid], 2.0) <= 10, message="the master calms down")
+    assert switches(pids, 2.0) == 0
+
+
+def switches(pids: list[int], seconds: float) -> int:
+    """How often these processes have gone to sleep within that time."""
+
+    def count() -> int:
+        return sum(psutil.Process(pid).num_ctx_switches().voluntary for pid in pids)
+
+    before, until = count(), time.monotonic() + seconds
+    wait_until(lambda: time.monotonic() >= until, seconds + 20)
+    return count() - before
 
 
 def test_programs_of_the_application_get_no_descriptor_of_ours(start: Start) -> None:

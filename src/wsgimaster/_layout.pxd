@@ -4,25 +4,27 @@
 #
 # The scoreboard is one memfd mapping, made by the master, inherited by every zygote and worker:
 #
-#     Board head | finished bitmap | Slot x cores | log ring x cores
+#     Board head | finished bitmap | waiting bitmap | Slot x cores | log ring x cores
 #
 # How many cores there are is told outside of it, since an application that scribbles over the head would otherwise keep
 # every later worker from starting.
 #
 # A core is one thread of one worker process; it serves one request at a time and owns one slot and one ring.
-# Every field has exactly one writer (named below), except the bitmap, `ring` and the totals, which take atomic
+# Every field has exactly one writer (named below), except the bitmaps, the head's flags and totals, which take atomic
 # operations, and a slot whose worker is gone, which the master clears. The application runs in the worker and can
-# scribble over all of it, so the master treats what it reads as a claim: indices are bounds-checked, text is escaped, and a request is finished only when
-# the slot's `done` equals the number that the master itself gave out.
+# scribble over all of it, so the master treats what it reads as a claim: indices are bounds-checked, text is escaped, and a core has finished only what
+# the master itself has asked of it.
 #
-# A pushed request has a number, `seq`, counted per core by the master:
+# A request has a number, `seq`, per core. The master counts pushed ones in steps of ONE_PUSH; the worker numbers those
+# that it pulls after a push on from there, one by one. So numbers only grow, and the master's are told from the worker's.
 #
-#     master: sendmsg(seq)   worker: recvmsg, taken = seq, ..., sent = seq, ..., done = seq, finished bit
+#     master: sendmsg(seq)   worker: recvmsg, taken = seq, ..., sent = seq, ..., done = seq, then pull or report
+#     pulled:                worker: accept, taken = seq + 1, ..., sent = ..., ..., done = seq + 1, then pull or report
 #
 # taken < seq: the application hasn't seen it. While the message is in the channel, whoever reads it there owns it;
 #              after the worker's death it is anybody's (docs/architecture.md).
 # sent < seq:  no byte of the answer went out, so an error answer is still possible.
-# done == seq: the core is free.
+# done >= seq: it is over. The core is free only when it also reports: its finished bit.
 #
 # A request that is to be ended from outside (harakiri.py) is named by the master: condemned = seq. A signal handler in
 # the worker (_rescue.pxd) acts only on that one, answers it itself if nothing was sent (answered = seq), and counts
@@ -34,6 +36,18 @@
 # finds the bit when the next connection wakes it, and the request has cost one wake-up less. Both sides
 # use sequentially consistent operations here, because it is Dekker's handshake: the worker writes the bit and reads
 # `ring`, the master writes `ring` and reads the bits.
+#
+# Pull (`dispatch = auto`). A core that has finished looks for its next request itself: at its channel first, then at the
+# listening sockets, which it got over the channel. When nothing is there, it either waits at the listening sockets
+# (`waiters` of all cores may, the *waiting* bit says that it does) or reports.
+#
+#     waiting     who clears a core's bit may use the core: the core itself, when a connection wakes it, or the master,
+#                 which then pushes. The kernel wakes one waiting core per connection (EPOLLEXCLUSIVE), and the master only
+#                 if none waits.
+#     wanted      so many cores are to report instead of pulling: as many as requests wait in the master's queue. A core
+#                 that waits looks at it after it has set its bit, the master looks at the bits after it has set `wanted`:
+#                 Dekker's handshake once more.
+#     quiet       1 while the master has nothing to watch over. The first core that has pulled a request then rings.
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -49,12 +63,22 @@ cdef extern from * nogil:
     #include <unistd.h>
 
     #define BOARD_MAX_CORES 34000u     /* more than twice what may serve: lifecycle.slots_for */
-    #define RING_BYTES    32768u       /* a power of two; about 150 default request lines */
+    #define RING_BYTES    131072u      /* a power of two; about 800 default request lines */
+    #define TEXT_BYTES    488u         /* fills a slot's cache lines */
+    #define ONE_PUSH      (1ull << 24) /* a core reports at the latest after so many pulled requests */
+    #define MOST_PULLED   64           /* listening sockets */
     #define LINE  __attribute__((aligned(64)))
 
     typedef struct {
-        LINE uint32_t ring;            /* 1: ring when you finish */
+        LINE uint32_t ring;            /* 1: ring when you report */
+        uint32_t quiet;                /* 1: ring when you have taken a request */
+        int32_t wanted;                /* so many cores are to report instead of pulling */
+        uint32_t waiters;              /* how many idle cores may wait at the listening sockets; the master writes */
+        uint32_t arrangements;         /* times that a core has joined those at the listening sockets */
+        uint32_t passed_on;            /* connections that a core was woken for when it had been claimed; who is about to
+                                          wait looks at it as at `wanted` */
         LINE uint64_t requests;        /* of all workers, for the request line */
+        uint64_t last_id;              /* of a request; counts what was accepted */
     } BoardHead;
 
     typedef struct {
@@ -83,6 +107,12 @@ cdef extern from * nogil:
         uint64_t softened;
         /* the worker writes, rarely */
         uint64_t deadline_ns;          /* CLOCK_MONOTONIC; the application's own for this request, or 0 */
+        uint32_t awake;                /* 1: the core isn't parked */
+        /* the worker writes: of the request `text_of`, which is 0 while it writes */
+        LINE uint64_t text_of;
+        uint64_t id;
+        uint16_t method_bytes, uri_bytes, address_bytes;
+        char text[TEXT_BYTES];         /* one after the other */
     } Slot;
 
     #define OUTCOME_LINGER 1u          /* request bytes may be outstanding: read and discard before closing */
@@ -107,9 +137,14 @@ cdef extern from * nogil:
     #define MESSAGE_READY    4         /* worker to master: this core serves from now on */
     #define MESSAGE_RETURNED 5         /* worker to master: a request that came without its descriptor */
     #define MESSAGE_ALIVE    6         /* worker to master, once per process: it is through the fork */
+    #define MESSAGE_LISTENERS 7        /* the listening sockets' descriptors: pull, and report when parked */
+    #define MESSAGE_HANDED   8         /* worker to master: a connection that it accepted and didn't serve, the bytes that it
+                                          read, the number of the listener as `seq` */
+    #define MESSAGE_ANSWERED 9         /* worker to master: a connection that it has answered and half-closed; drain it */
 
     #define FLAG_TRUSTED 1             /* the peer may set X-Forwarded-Proto */
     #define FLAG_HTTP    2             /* the client speaks HTTP: one response, then Connection: close */
+    #define FLAG_PULLED  4             /* the core has accepted it: nobody else holds the descriptor */
 
     /* 64 KiB of variables and a first piece of the body; below the channel's send buffer. */
     #define MESSAGE_MAX_BYTES (sizeof(MessageHead) + 65536u + 16384u)
@@ -117,6 +152,7 @@ cdef extern from * nogil:
     /* The master sends them to a core's thread (_rescue.pxd). Real-time signals: applications use USR1 and USR2. */
     #define SIGNAL_STUCK (SIGRTMIN + 7)
     #define SIGNAL_DUMP  (SIGRTMIN + 8)
+    #define SIGNAL_ORPHANED (SIGRTMIN + 9)  /* to a worker, from the kernel: the master is dead */
 
     static inline uint64_t now_ns(void) {
         struct timespec t;
@@ -163,17 +199,35 @@ cdef extern from * nogil:
     #define exchange_u64(p, v)   __atomic_exchange_n((uint64_t *)(p), (v), __ATOMIC_SEQ_CST)
     #define exchange_u32(p, v)   __atomic_exchange_n((uint32_t *)(p), (v), __ATOMIC_SEQ_CST)
     #define or_u64(p, v)         __atomic_fetch_or((uint64_t *)(p), (v), __ATOMIC_SEQ_CST)
+    #define and_u64(p, v)        __atomic_fetch_and((uint64_t *)(p), (v), __ATOMIC_SEQ_CST)
     #define add_u64(p, v)        __atomic_fetch_add((uint64_t *)(p), (v), __ATOMIC_RELAXED)
+    #define add_seq(p, v)        __atomic_fetch_add((p), (v), __ATOMIC_SEQ_CST)
+    #define population(x)        __builtin_popcountll(x)
+    #define acquire_fence()      __atomic_thread_fence(__ATOMIC_ACQUIRE)
+    #define release_fence()      __atomic_thread_fence(__ATOMIC_RELEASE)
     #define leading_zeros(x)     __builtin_clzll(x)
 
-    static size_t slots_offset(size_t cores) {   /* the bitmap fills whole cache lines */
-        return sizeof(BoardHead) + (cores + 511) / 512 * 64;
-    }
+    static size_t bitmap_bytes(size_t cores) { return (cores + 511) / 512 * 64; }  /* whole cache lines */
+    static size_t slots_offset(size_t cores) { return sizeof(BoardHead) + 2 * bitmap_bytes(cores); }
     static size_t rings_offset(size_t cores) {
         return (slots_offset(cores) + cores * sizeof(Slot) + 4095) & ~(size_t)4095;
     }
     static size_t board_size(size_t cores) { return rings_offset(cores) + cores * RING_BYTES; }
-    static uint64_t *board_bitmap(BoardHead *board) { return (uint64_t *)(board + 1); }
+    static uint64_t *board_finished(BoardHead *board) { return (uint64_t *)(board + 1); }
+    static uint64_t *board_waiting(BoardHead *board, size_t cores) {
+        return (uint64_t *)((char *)(board + 1) + bitmap_bytes(cores));
+    }
+    /* The core's bit, which is set in a bitmap, is cleared; whether it was set. */
+    static int clear_bit(uint64_t *bitmap, int core) {
+        uint64_t bit = 1ull << (core % 64);
+        return (and_u64(&bitmap[core / 64], ~bit) & bit) != 0;
+    }
+    static void set_bit(uint64_t *bitmap, int core) { or_u64(&bitmap[core / 64], 1ull << (core % 64)); }
+    static unsigned count_bits(uint64_t *bitmap, int cores) {
+        unsigned n = 0;
+        for (int word = 0; word < (cores + 63) / 64; word++) n += (unsigned)population(load_acquire(&bitmap[word]));
+        return n;
+    }
     static Slot *board_slots(BoardHead *board, size_t cores) {
         return (Slot *)((char *)board + slots_offset(cores));
     }
@@ -181,18 +235,18 @@ cdef extern from * nogil:
         return (unsigned char *)board + rings_offset(cores);
     }
 
-    /* Send one message and, if fd >= 0, the descriptor with it. */
-    static ssize_t send_message(int channel, struct iovec *iov, int pieces, int fd) {
-        union { struct cmsghdr align; char bytes[CMSG_SPACE(sizeof(int))]; } control;
+    /* Send one message and descriptors, `count` of them. */
+    static ssize_t send_message(int channel, struct iovec *iov, int pieces, const int *fds, int count) {
+        union { struct cmsghdr align; char bytes[CMSG_SPACE(MOST_PULLED * sizeof(int))]; } control;
         struct msghdr message = { .msg_iov = iov, .msg_iovlen = pieces };
-        if (fd >= 0) {
+        if (count > 0) {
             message.msg_control = control.bytes;
-            message.msg_controllen = sizeof control.bytes;
+            message.msg_controllen = CMSG_SPACE(count * sizeof(int));
             struct cmsghdr *c = CMSG_FIRSTHDR(&message);
             c->cmsg_level = SOL_SOCKET;
             c->cmsg_type = SCM_RIGHTS;
-            c->cmsg_len = CMSG_LEN(sizeof(int));
-            memcpy(CMSG_DATA(c), &fd, sizeof fd);
+            c->cmsg_len = CMSG_LEN(count * sizeof(int));
+            memcpy(CMSG_DATA(c), fds, count * sizeof(int));
         }
         return sendmsg(channel, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
     }
@@ -201,7 +255,7 @@ cdef extern from * nogil:
     static int send_short(int channel, int kind, uint64_t seq) {
         MessageHead head = { .kind = (uint16_t)kind, .seq = seq };
         struct iovec piece = { &head, sizeof head };
-        return send_message(channel, &piece, 1, -1) < 0 ? -1 : 0;
+        return send_message(channel, &piece, 1, NULL, 0) < 0 ? -1 : 0;
     }
 
     /* Let the client see that its answer was cut, whoever else holds the descriptor: a reset on TCP (connecting to
@@ -211,30 +265,30 @@ cdef extern from * nogil:
         if (connect(fd, &nowhere, sizeof nowhere) < 0) shutdown(fd, SHUT_RDWR);
     }
 
-    /* Receive one message; *fd is the descriptor that came with it, or -1. Any further ones are closed: the
-       padding of CMSG_SPACE has room for two. */
-    static ssize_t receive_message(int channel, void *bytes, size_t size, int flags, int *fd) {
-        union { struct cmsghdr align; char bytes[CMSG_SPACE(2 * sizeof(int))]; } control;
+    /* Receive one message, and up to `most` descriptors with it into fds; the rest of fds becomes -1. */
+    static ssize_t receive_message(int channel, void *bytes, size_t size, int flags, int *fds, int most) {
+        union { struct cmsghdr align; char bytes[CMSG_SPACE(MOST_PULLED * sizeof(int))]; } control;
         struct iovec iov = { bytes, size };
         struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1,
                                   .msg_control = control.bytes, .msg_controllen = sizeof control.bytes };
-        *fd = -1;
+        int found = 0;
         ssize_t n = recvmsg(channel, &message, flags | MSG_CMSG_CLOEXEC);
-        if (n < 0) return n;
-        for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
+        for (struct cmsghdr *c = n < 0 ? NULL : CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
             if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
             int count = (int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int)), one;
             for (int i = 0; i < count; i++) {
                 memcpy(&one, CMSG_DATA(c) + i * sizeof one, sizeof one);
-                if (*fd < 0) *fd = one; else close(one);
+                if (found < most) fds[found++] = one; else close(one);
             }
         }
+        while (found < most) fds[found++] = -1;
         return n;
     }
     """
     ctypedef struct BoardHead:
-        uint32_t ring
-        uint64_t requests
+        uint32_t ring, quiet, waiters, arrangements, passed_on
+        int32_t wanted
+        uint64_t requests, last_id
 
     ctypedef struct Slot:
         uint64_t taken, sent, done
@@ -244,6 +298,10 @@ cdef extern from * nogil:
         uint64_t log_dropped
         uint64_t log_tail, condemned, softened
         uint64_t deadline_ns
+        uint32_t awake
+        uint64_t text_of, id
+        uint16_t method_bytes, uri_bytes, address_bytes
+        char text[488]
 
     ctypedef struct MessageHead:
         uint16_t kind, flags
@@ -256,6 +314,8 @@ cdef extern from * nogil:
     enum:
         BOARD_MAX_CORES
         RING_BYTES
+        TEXT_BYTES
+        MOST_PULLED
         OUTCOME_LINGER
         OUTCOME_CUT
         OUTCOME_COMPLETE
@@ -265,11 +325,16 @@ cdef extern from * nogil:
         MESSAGE_READY
         MESSAGE_RETURNED
         MESSAGE_ALIVE
+        MESSAGE_LISTENERS
+        MESSAGE_HANDED
+        MESSAGE_ANSWERED
         FLAG_TRUSTED
         FLAG_HTTP
+        FLAG_PULLED
         MESSAGE_MAX_BYTES
         ANSWER_BYTES
 
+    uint64_t ONE_PUSH
     int SIGNAL_STUCK
     int SIGNAL_DUMP
     uint64_t now_ns()
@@ -278,13 +343,24 @@ cdef extern from * nogil:
     void store_release(uint64_t *p, uint64_t value)
     uint64_t load_seq(uint64_t *p)
     void store_seq_u32 "store_seq"(uint32_t *p, uint32_t value)
+    void store_seq_u64 "store_seq"(uint64_t *p, uint64_t value)
+    void store_seq_i32 "store_seq"(int32_t *p, int32_t value)
+    int32_t load_seq_i32 "load_seq"(int32_t *p)
     uint64_t exchange_u64(uint64_t *p, uint64_t value)
     uint32_t exchange_u32(uint32_t *p, uint32_t value)
-    uint64_t or_u64(uint64_t *p, uint64_t bits)
     uint64_t add_u64(uint64_t *p, uint64_t value)
+    uint64_t add_seq(uint64_t *p, uint64_t value)
+    int32_t add_seq_i32 "add_seq"(int32_t *p, int32_t value)
+    uint32_t add_seq_u32 "add_seq"(uint32_t *p, uint32_t value)
+    void acquire_fence()
+    void release_fence()
     int leading_zeros(uint64_t x)
     uint32_t load_seq_u32 "load_seq"(uint32_t *p)
-    uint64_t *board_bitmap(BoardHead *board)
+    uint64_t *board_finished(BoardHead *board)
+    uint64_t *board_waiting(BoardHead *board, size_t cores)
+    bint clear_bit(uint64_t *bitmap, int core)
+    void set_bit(uint64_t *bitmap, int core)
+    unsigned count_bits(uint64_t *bitmap, int cores)
     size_t slots_offset(size_t cores)
     size_t board_size(size_t cores)
     Slot *board_slots(BoardHead *board, size_t cores)
@@ -297,6 +373,6 @@ cdef extern from * nogil:
         MSG_DONTWAIT
         MSG_NOSIGNAL
     void cut(int fd)
-    ssize_t send_message(int channel, iovec *pieces, int count, int fd)
+    ssize_t send_message(int channel, iovec *pieces, int count, const int *fds, int descriptors)
     int send_short(int channel, int kind, uint64_t seq)
-    ssize_t receive_message(int channel, void *bytes, size_t size, int flags, int *fd)
+    ssize_t receive_message(int channel, void *bytes, size_t size, int flags, int *fds, int most)

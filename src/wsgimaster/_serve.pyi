@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from mmap import mmap
 from typing import Any
 
@@ -22,10 +22,14 @@ class Core:
         doorbell: int,
         index: int,
         core_id: int,
+        threads: int,
         application: Callable[..., Any],
         environ: dict[str, Any],
         timeout: float,
         *,
+        buffer_size: int,
+        allow_from: Sequence[tuple[bytes, int]],
+        forwarded_allow: Sequence[tuple[bytes, int]],
         log_all: bool,
         log_4xx: bool,
         log_5xx: bool,
@@ -35,6 +39,6 @@ class Core:
     def serve(self) -> None: ...
     def asked_to_stop(self) -> bool: ...
 
-def expect_the_worst(tracebacks: int) -> None: ...
+def expect_the_worst(tracebacks: int, master: int) -> None: ...
 def say_alive(channel: int) -> None: ...
 def sendable(filelike: Any) -> tuple[int, int, int] | None: ...

@@ -87,8 +87,8 @@ class Monitor:
         while True:
             await self.busy.wait()
             overdue, due = self.front.overdue(self.settings.limit)
-            for core in overdue:
-                self._begin(core)
+            for request in overdue:
+                self._begin(request)
             for core in self.front.silent(self.settings.limit):
                 self._bury(core)
             if not self.front.in_progress and not self.front.questioned:
@@ -97,11 +97,11 @@ class Monitor:
             kills = [kill_at for _, kill_at in self._softened.values()]
             await asyncio.sleep(until_next_look(due, kills, time.monotonic()))
 
-    def _begin(self, core: int) -> None:
-        """The core's request is past its deadline: the next step for it."""
-        request = self.front.describe(core)
+    def _begin(self, request: Request) -> None:
+        """The request is past its deadline: the next step for it."""
+        core = request.core
         worker = self.worker_in(core // self.threads + 1)
-        if request is None or worker is None:
+        if worker is None:
             return
         if self.front.waiting < self.settings.queue_threshold:
             if self._spared.get(core) != request.id:
@@ -119,7 +119,7 @@ class Monitor:
         try_ = 2 if softened == request.id else 1
         self._softened.pop(core, None)
         state = self._kernel_state(request, worker[0]) if self.settings.verbose else []  # before a signal changes it
-        self.front.condemn(core)
+        self.front.condemn(core, request.seq)
         poked = self._poke(core, worker[0], every_thread=False)  # the client first: others may be as late
         lines = self._head(request, *worker, try_, soft=False)
         lines[1:1] = state
@@ -155,7 +155,7 @@ class Monitor:
         lines = [*self._head(request, child, number, 1, soft=True), self._what_it_did(request)]
         lines.append(f"HARAKIRI: next harakiri (kill) on worker {number} in {timeout:g} s")
         self.log.say("\n".join(lines))
-        self.front.soften(request.core)
+        self.front.soften(request.core, request.seq)
         signal.pidfd_send_signal(child.pidfd, self.settings.graceful_signal)
 
     async def _end(self, request: Request, child: Child, number: int, lines: list[str], poked: int) -> None:

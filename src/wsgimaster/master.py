@@ -16,8 +16,8 @@ import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from wsgimaster import __version__, harakiri, http1, lifecycle, messages, processes, sockets
-from wsgimaster._front import Front, Request
+from wsgimaster import __version__, harakiri, http1, lifecycle, messages, processes, sockets, wakeups
+from wsgimaster._front import NO_ANSWER, Front, Request
 from wsgimaster.errors import StartError
 from wsgimaster.lifecycle import Effect, Event, Overseer
 from wsgimaster.log import LogWriter
@@ -25,7 +25,7 @@ from wsgimaster.messages import Kind, Message
 from wsgimaster.processes import Child
 from wsgimaster.recycling import Figures
 from wsgimaster.scoreboard import Scoreboard
-from wsgimaster.settings import Order, Settings
+from wsgimaster.settings import Dispatch, Order, Settings, prefix_of
 
 TICK = 0.1  # seconds between looks at timeouts and finished cores, while anything is open
 HOUSEKEEPING = 1.0  # seconds between looks for orphans that fell to us
@@ -72,6 +72,7 @@ class Master:
         self.threads = settings.processes.threads
         cores = lifecycle.slots_for(settings.processes.processes) * self.threads
         self.board = Scoreboard(cores)
+        self.cpus = processes.cpus()
         self.reserve = processes.Reserve(self.threads)
         self.waiting_limit, warning = sockets.waiting_limit(settings.sockets.waiting_limit, sockets.largest_backlog())
         if warning:
@@ -86,8 +87,10 @@ class Master:
             waiting_limit=self.waiting_limit,
             queue_timeout=settings.sockets.queue_timeout,
             even=settings.processes.dispatch_order is Order.EVEN,
-            allow_from=settings.sockets.allow_from,
-            forwarded_allow=settings.sockets.forwarded_allow,
+            pull=settings.processes.dispatch is Dispatch.AUTO,
+            most_waiting=0 if settings.processes.dispatch_order is Order.EVEN else max(1, round(self.cpus)),
+            allow_from=[prefix_of(network) for network in settings.sockets.allow_from],
+            forwarded_allow=[prefix_of(network) for network in settings.sockets.forwarded_allow],
             events=self,
             read_http_head=http1.read_head,
         )
@@ -442,6 +445,7 @@ class Master:
             os.waitid(os.P_PID, found.si_pid, os.WEXITED | os.WNOHANG)
             status = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
             self.strangers = {**dict(list(self.strangers.items())[-99:]), found.si_pid: status}
+        self.front.look_again()
         self.loop.call_later(HOUSEKEEPING, self._housekeep)
 
     # ---- output ----
@@ -464,6 +468,7 @@ class Master:
     # ---- the door ----
 
     def _close_door(self) -> None:
+        self.front.stop_pulling()
         for listener in self.listeners:
             try:
                 sockets.close_door(listener)
@@ -486,6 +491,11 @@ class Master:
         """Something is open: look after it every TICK."""
         self.harakiri.busy.set()
         self.loop.call_later(TICK, self._tick)
+
+    is_grinder = staticmethod(wakeups.is_grinder)
+
+    def decide_wakeups(self, use: float, grinders: int, overdue: int) -> wakeups.Decision:
+        return wakeups.decide(self.cpus, use, grinders, overdue)
 
     def _tick(self) -> None:
         self._take_back_unbegun()
@@ -523,6 +533,8 @@ class Master:
     def request_lost(self, request: Request, status: int) -> None:
         what = f"request {request.id} ({request.method} {request.uri} from {request.address or 'an unnamed client'})"
         how = f"was answered {status}" if status else "was cut, its answer begun"
+        if status == NO_ANSWER:
+            how = "got no answer, its connection was closed"
         if request.complete:
             how = "was answered, but not over"
         self.log.say(f"{self._name(request.core)} core {request.core % self.threads}: {what} {how}: its worker died")

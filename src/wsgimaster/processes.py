@@ -8,6 +8,7 @@ Runs in: the master.
 import contextlib
 import fcntl
 import json
+import math
 import os
 import re
 import signal
@@ -24,7 +25,7 @@ from wsgimaster import recycling
 from wsgimaster.errors import StartError
 from wsgimaster.lifecycle import slots_for
 from wsgimaster.log import LineAssembler
-from wsgimaster.settings import Settings
+from wsgimaster.settings import Settings, prefix_of
 
 CHANNEL_BUFFER = 160 << 10  # bytes; the largest message has 82 KiB, and hosts differ in their default
 TRACEBACK_ROOM = 1 << 20  # bytes
@@ -114,6 +115,37 @@ class Child:
         return re.sub(rb"\x02[0-9a-f]*\n?", b"", self.written).decode("utf-8", "backslashreplace").rstrip()
 
 
+def cpus(root: Path = Path("/")) -> float:
+    """How many CPUs we may use: the affinity, or less if a cgroup has a quota (version 1 or 2). root: where /proc and
+    /sys are."""
+    limits = [float(len(os.sched_getaffinity(0)))]
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            mount = root / "sys/fs/cgroup" / controllers
+            own = mount / path.lstrip("/")
+            limits += [
+                quota(group, version=1 if controllers else 2)
+                for group in (own, *own.parents)
+                if mount in (group, *group.parents)
+            ]
+    return min(limits)
+
+
+def quota(group: Path, version: int) -> float:
+    """CPUs, infinite without a quota."""
+    try:
+        if version == 2:
+            allowed, period = (group / "cpu.max").read_text().split()
+        else:
+            allowed, period = ((group / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+        return math.inf if allowed in ("max", "-1") else int(allowed) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return math.inf
+
+
 def output_pipe() -> tuple[int, int]:
     """Our end, non-blocking, and the child's, blocking."""
     ours, theirs = os.pipe2(os.O_CLOEXEC)
@@ -177,6 +209,9 @@ def plan_for_zygote(settings: Settings, descriptors: tuple[int, int]) -> dict[st
         "cores": slots_for(processes.processes) * processes.threads,
         "threads": processes.threads,
         "timeout": settings.sockets.timeout,
+        "buffer_size": settings.sockets.buffer_size,
+        "allow_from": [(prefix.hex(), bits) for prefix, bits in map(prefix_of, settings.sockets.allow_from)],
+        "forwarded_allow": [(prefix.hex(), bits) for prefix, bits in map(prefix_of, settings.sockets.forwarded_allow)],
         "graceful_signal": settings.harakiri.graceful_signal if settings.harakiri.graceful_timeout else 0,
         "master": os.getpid(),
         "exit_deadline": processes.exit_deadline,

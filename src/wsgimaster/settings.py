@@ -15,6 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Network = IPv4Network | IPv6Network
 
 
+def prefix_of(network: Network) -> tuple[bytes, int]:
+    """16 bytes and how many of their bits count; IPv4 as ::ffff:a.b.c.d (RFC 4291 2.5.5.2)."""
+    if isinstance(network, IPv4Network):
+        return bytes(10) + b"\xff\xff" + network.network_address.packed, 96 + network.prefixlen
+    return network.network_address.packed, network.prefixlen
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -73,8 +80,8 @@ MASTER_TASKS = 2  # threads of the master: the loop's and the log's
 
 
 class Dispatch(StrEnum):
-    AUTO = "auto"
-    PUSH = "push"
+    AUTO = "auto"  # cores that are awake accept for themselves, the master wakes the others
+    PUSH = "push"  # the master accepts everything
 
 
 class Order(StrEnum):

@@ -113,7 +113,7 @@ def run(
         if application is None:
             _serve.say_alive(channels[0])  # loading may take as long as it likes; without it, READY is the sign of life
             application = load_in_worker(plan, number)
-        _serve.expect_the_worst(tracebacks)
+        _serve.expect_the_worst(tracebacks, plan["master"])
         serve(plan, slot, number, channels, board, application)
         status = 0
     except SystemExit as leaving:
@@ -197,9 +197,13 @@ def serve(
             doorbell,
             (slot - 1) * threads + core_id,
             core_id,
+            threads,
             application,
             base_environ(plan, core_id),
             plan["timeout"],
+            buffer_size=plan["buffer_size"],
+            allow_from=[(bytes.fromhex(prefix), bits) for prefix, bits in plan["allow_from"]],
+            forwarded_allow=[(bytes.fromhex(prefix), bits) for prefix, bits in plan["forwarded_allow"]],
             log_all=plan["log_all"],
             log_4xx=plan["log_4xx"],
             log_5xx=plan["log_5xx"],

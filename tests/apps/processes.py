@@ -91,6 +91,15 @@ def fork(number):
     return [len(children), ""]
 
 
+def fork_without_exec(_number):
+    """A child that is a copy of the worker, and stays until we end; its pid."""
+    child = os.fork()
+    if child == 0:
+        wait_for_ever()
+    CHILDREN.append(child)
+    return child
+
+
 CHILDREN = []
 
 
@@ -153,7 +162,19 @@ def at_load(_number):
 
 
 ROUTES = {
-    each.__name__: each for each in (hello, allocate, fork, end_children, orphans, inherited, at_load, stack, umask)
+    each.__name__: each
+    for each in (
+        hello,
+        allocate,
+        fork,
+        fork_without_exec,
+        end_children,
+        orphans,
+        inherited,
+        at_load,
+        stack,
+        umask,
+    )
 }
 
 

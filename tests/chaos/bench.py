@@ -273,7 +273,7 @@ class NeverStarted:
 
 @dataclass
 class Bench:
-    """server: "wsgimaster" or "uwsgi"; quick: small counts."""
+    """server: one of run.SERVERS; quick: small counts."""
 
     server: str
     quick: bool
@@ -283,6 +283,11 @@ class Bench:
 
     @property
     def ours(self) -> bool:
+        return self.server != "uwsgi"
+
+    @property
+    def pulls(self) -> bool:
+        """Whether workers accept for themselves; then nobody else can answer for one that is killed outright."""
         return self.server == "wsgimaster"
 
     def scale(self, full: int, quick: int) -> int:

@@ -57,6 +57,11 @@ class Reply:
         return value if value and ID.fullmatch(value) else None
 
     @property
+    def closed(self) -> bool:
+        """The connection ended without a byte, from which a web server makes a 502."""
+        return self.answer is not None and not self.status
+
+    @property
     def outcome(self) -> str:
         """For a count by kinds."""
         return self.error or (str(self.status) if self.status else "closed without an answer")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 EN_DASH = "\u2013"
+HEADS = {"wsgimaster": "wsgimaster", "wsgimaster-push": "wsgimaster, `dispatch = push`", "uwsgi": "uWSGI"}
 
 INTRODUCTION = """\
 # Reliability
@@ -86,10 +87,10 @@ def merged(case: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
 
 def case_rows(results: dict[str, Any], name: str) -> list[list[str]]:
     columns = []
-    for server in ("wsgimaster", "uwsgi"):
+    for server in HEADS:
         cases = {case["name"]: case for case in results.get(server, {}).get("cases", [])}
         columns.append(merged(cases.get(name)))
-    keys = list(dict.fromkeys([*columns[0], *columns[1]]))
+    keys = list(dict.fromkeys(key for column in columns for key in column))
     rows = []
     for number, key in enumerate(keys):
         rule = next((column[key]["rule"] for column in columns if key in column), "")  # a count of ours comes first
@@ -107,7 +108,7 @@ def section(name: str, entry: dict[str, Any]) -> str:
     names = dict.fromkeys(case["name"] for result in results.values() for case in result.get("cases", []))
     rows = [row for case in names for row in case_rows(results, case)]
     if rows:
-        text += table(["case", "figure", "bound", "wsgimaster", "uWSGI"], rows)
+        text += table(["case", "figure", "bound", *HEADS.values()], rows)
     runs = (
         f"{server} {result['version']}, {result['when']}" for server, result in results.items() if "version" in result
     )
@@ -121,8 +122,7 @@ def markdown(document: dict[str, Any]) -> str:
             f"[{name}](#{name})",
             cell(entry["done"]),
             cell(entry["bound"]),
-            verdict(entry["results"].get("wsgimaster")),
-            verdict(entry["results"].get("uwsgi")),
+            *(verdict(entry["results"].get(server)) for server in HEADS),
         ]
         for name, entry in scenarios.items()
     ]
@@ -132,7 +132,7 @@ def markdown(document: dict[str, Any]) -> str:
         + f"\nMachine: {machine['cores']} cores, {machine['processor']}, {machine['kernel']}, "
         + f"Python {machine['python']}.\n\n"
         + "## Scenarios\n\n"
-        + table(["scenario", "what was done", "bound", "wsgimaster", "uWSGI"], rows)
+        + table(["scenario", "what was done", "bound", *HEADS.values()], rows)
         + "\n"
         + "\n".join(section(name, entry) for name, entry in scenarios.items())
     )

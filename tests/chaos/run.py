@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Hurts a real server, counts what its clients saw, and does the same to uWSGI 2.0.31.
 
-    python tests/chaos/run.py                        # every scenario, both servers: writes docs/reliability.md
+    python tests/chaos/run.py                        # every scenario, all servers: writes docs/reliability.md
     python tests/chaos/run.py harakiri recycling     # some of them; the page keeps the others' figures
     python tests/chaos/run.py --quick                # small counts, under build/chaos: does everything still work?
-    python tests/chaos/run.py --server wsgimaster    # or uwsgi
+    python tests/chaos/run.py --server wsgimaster    # or wsgimaster-push (dispatch = push), or uwsgi
     python tests/chaos/run.py --render               # the page again, from docs/reliability.json
 
 UWSGI_BIN names the uWSGI. Exit code: 0 when wsgimaster keeps every bound, 1 when it misses one, 2 when a scenario
@@ -37,7 +37,7 @@ import stuck  # noqa: F401
 from bench import BUILD, REPOSITORY, SCENARIOS, Bench, Case, Missing, Scenario
 from support.harness import COMMAND, Program
 
-SERVERS = ("wsgimaster", "uwsgi")
+SERVERS = ("wsgimaster", "wsgimaster-push", "uwsgi")  # dispatch = auto, dispatch = push
 PAGE = REPOSITORY / "docs" / "reliability.md"
 
 
@@ -45,7 +45,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("scenarios", nargs="*", metavar="scenario", help=f"of {', '.join(SCENARIOS)}")
     parser.add_argument("--quick", action="store_true", help="small counts; the page stays as it is")
-    parser.add_argument("--server", choices=[*SERVERS, "both"], default="both")
+    parser.add_argument("--server", choices=[*SERVERS, "all"], default="all")
     parser.add_argument("--render", action="store_true", help="write the page again, without running anything")
     options = parser.parse_args(arguments)
     unknown = set(options.scenarios) - set(SCENARIOS)
@@ -65,7 +65,8 @@ def run(scenario: Scenario, server: str, quick: bool) -> dict[str, Any]:
     began = time.monotonic()
     trial = Bench(server, quick, [], say)
     try:
-        trial.command = COMMAND if server == "wsgimaster" else [bench.uwsgi_binary()]
+        commands = {"wsgimaster": COMMAND, "wsgimaster-push": [*COMMAND, "--dispatch", "push"]}
+        trial.command = commands.get(server) or [bench.uwsgi_binary()]
         result["version"] = version(server)
         scenario.run(trial)
     except Missing as reason:
@@ -148,16 +149,14 @@ def save(path: Path, document: dict[str, Any]) -> None:
 
 def summary(results: dict[str, dict[str, dict[str, Any]]]) -> int:
     """Print the table; the exit code."""
-    print(f"\n{'scenario':20} {'wsgimaster':45} uWSGI")
+    print(f"\n{'scenario':20} {'wsgimaster':42} {'dispatch = push':42} uWSGI")
     missed = missing = False
     for name, by_server in results.items():
         cells = [report.verdict(by_server.get(server)).replace("**", "") for server in SERVERS]
-        print(f"{name:20} {cells[0]:45} {cells[1]}")
-        ours = by_server.get("wsgimaster")
-        if ours is not None and "missing" in ours:
-            missing = True
-        elif ours is not None:
-            missed |= any(figure["kept"] is False for case in ours["cases"] for figure in case["figures"])
+        print(f"{name:20} {cells[0]:42} {cells[1]:42} {cells[2]}")
+        for ours in (by_server[server] for server in by_server if server != "uwsgi"):
+            missing |= "missing" in ours
+            missed |= any(figure["kept"] is False for case in ours.get("cases", ()) for figure in case["figures"])
         missing |= any("missing" in r and not r["not_applicable"] for r in by_server.values())
     return 1 if missed else 2 if missing else 0
 
@@ -180,7 +179,7 @@ def main() -> int:
         entry = document["scenarios"].setdefault(name, {"results": {}})
         entry |= {"done": scenario.done, "bound": scenario.bound}
         results[name] = {}
-        for server in SERVERS if options.server == "both" else (options.server,):
+        for server in SERVERS if options.server == "all" else (options.server,):
             results[name][server] = entry["results"][server] = run(scenario, server, options.quick)
             save(raw, document)
     report.write(raw, page)
