@@ -46,7 +46,7 @@ from libc.string cimport memchr, memcmp, memcpy, memset
 from wsgimaster._kernel cimport client_left
 from wsgimaster._layout cimport *
 from wsgimaster._peers cimport *
-from wsgimaster._proto cimport COMPLETE, NEED_MORE, Facts, Verdict, read_block, read_head
+from wsgimaster._proto cimport COMPLETE, Facts, read_block, read_head
 from wsgimaster._rescue cimport *
 
 import faulthandler
@@ -324,6 +324,7 @@ cdef enum:
     CHANNEL = 0                 # in Sockets.polled; the listening sockets follow
     NOTHING = -1
     AGAIN = -2
+    IMPOSSIBLE = -3             # to accept, for now
     OLD_US = 1000               # who waited behind a request that took longer may have left
     LOG_LINE_BYTES = 4096       # uWSGI's limit for a request line
     LOG_TEXT_BYTES = 2048       # of one value in it
@@ -750,7 +751,8 @@ cdef class Core:
 
     board: the scoreboard's buffer, cores: how many it has, index: this one's number in it; core_id: its number
     in its process, which has `threads`. environ: what every request's environ begins
-    with. timeout: seconds; buffer_size: largest variable block, bytes; peers: who may say what. log_*: which requests get a line. complain(text): one line to the log. report(method, uri): called inside
+    with. timeout: seconds; buffer_size: largest variable block, bytes; allow_from, forwarded_allow: settings.prefix_of
+    each network. log_*: which requests get a line. complain(text): one line to the log. report(method, uri): called inside
     an except block, logs the traceback.
     """
 
@@ -924,7 +926,7 @@ cdef class Core:
             if ready == AGAIN:
                 continue
             fd = self.accept(ready, message)
-            if fd == -2:
+            if fd == IMPOSSIBLE:
                 return True
             if fd >= 0:
                 seq[0] += 1
@@ -1002,8 +1004,8 @@ cdef class Core:
             self.joined = False
 
     cdef int accept(self, int at, MessageHead *message):
-        """The next connection of this listening socket, with its request in the buffer as if it had been pushed. -1: there
-        is none, or it isn't for a worker to deal with. -2: accepting is impossible for now."""
+        """The next connection of this listening socket, with its request in the buffer as if it had been pushed. NOTHING:
+        there is none, or it isn't for a worker to deal with. IMPOSSIBLE: no memory or descriptor on this machine."""
         cdef unsigned char *packet = self.buffer + sizeof(MessageHead) - 4  # its block where a pushed one's stands
         cdef Facts facts
         cdef SocketName name
@@ -1027,17 +1029,17 @@ cdef class Core:
             self.patient = True
         if n == 0:  # a probe that says nothing
             close(fd)
-            return -1
+            return NOTHING
         if not local:
             trust = uwsgi_peer(&self.peers, &name)
         if (n < 0 or trust == REFUSED or read_head(packet, n, self.buffer_size, &facts) != COMPLETE
                 or facts.modifier1 == 100 or read_block(packet + 4, &facts) != COMPLETE):
             self.hand_over(MESSAGE_HANDED, fd, self.listener_number[at], id, max(0, n))
-            return -1
+            return NOTHING
         if self.last_took_us > OLD_US and client_left(fd, not local):
             self.slot.clients_gone += 1
             close(fd)
-            return -1
+            return NOTHING
         body = n - 4 - facts.block_bytes
         if facts.content_length < <int64_t>body:  # what comes after the body is nobody's request
             body = <size_t>facts.content_length if facts.content_length > 0 else 0
@@ -1048,12 +1050,12 @@ cdef class Core:
         return fd
 
     cdef int accept_failed(self, int at):
-        """-1: look on; usually another core was faster. -2: leave it to others for now."""
+        """NOTHING: look on; usually another core was faster. IMPOSSIBLE: leave it to others for now."""
         if errno == EMFILE:  # as when a pushed request comes without its descriptor
             self.stop_pulling(True)
             self.say(MESSAGE_RETURNED, 0)
         elif errno in (ENFILE, ENOBUFS, ENOMEM):
-            return -2
+            return IMPOSSIBLE
         elif errno in (EBADF, ENOTSOCK, EOPNOTSUPP):  # the application has closed it, or the master is dead
             self.stop_pulling(False)
         elif errno == EINVAL or errno == EAGAIN and self.sockets.polled[at].revents & POLLRDHUP:  # the door is closed
@@ -1062,7 +1064,7 @@ cdef class Core:
             self.sockets.polled[at].fd = -1
             if not any([self.sockets.polled[i].fd >= 0 for i in range(1, 1 + self.sockets.count)]):
                 self.sockets.count = 0
-        return -1
+        return NOTHING
 
     cdef void stop_pulling(self, bint ours):
         """For the rest of this core's life. ours: whether the numbers still mean our sockets; otherwise the entries go with

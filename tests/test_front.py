@@ -6,6 +6,7 @@ import struct
 import time
 
 import pytest
+from support.one_process import NO_REQUESTS
 from support.wait import wait_until
 
 from wsgimaster._front import board_slots_offset
@@ -267,15 +268,7 @@ def test_a_packet_in_single_bytes(bench):
     assert bench.answer(client).endswith(b"core 0")
 
 
-REFUSED = [
-    pytest.param(b"\x00\x03\x00\x00\x09\x00A", b"HTTP/1.1 400 Bad Request", ("LengthBeyondBlock", 400), id="malformed"),
-    pytest.param(b"\x05\x00\x00\x00", b"HTTP/1.1 501 Not Implemented", ("UnservedModifier", 501), id="modifier"),
-    pytest.param(b"GET / HTTP/1.1\r\n\r\n", b"HTTP/1.1 400 Bad Request", ("PlainHttp", 400), id="plain HTTP"),
-    pytest.param(b"\x16\x03\x01\x00\xc8\x01", b"", ("TlsHello", 0), id="TLS"),
-]
-
-
-@pytest.mark.parametrize(("data", "status_line", "event"), REFUSED)
+@pytest.mark.parametrize(("data", "status_line", "event"), NO_REQUESTS)
 def test_what_is_no_request_never_reaches_a_worker(bench, data, status_line, event):
     bench = bench().start(0)
     assert bench.answer(bench.connect(data)).partition(b"\r\n")[0] == status_line

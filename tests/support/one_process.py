@@ -9,6 +9,8 @@ import socket
 import struct
 import threading
 
+import pytest
+
 from support.lone_core import make_core
 from support.wait import wait_until
 from wsgimaster import wakeups
@@ -75,6 +77,15 @@ class Recorder:
 
     def channel_lost(self, core):
         self.lost.append(core)
+
+
+# What is no request, the answer's first line, and what the master is told.
+NO_REQUESTS = [
+    pytest.param(b"\x00\x03\x00\x00\x09\x00A", b"HTTP/1.1 400 Bad Request", ("LengthBeyondBlock", 400), id="malformed"),
+    pytest.param(b"\x05\x00\x00\x00", b"HTTP/1.1 501 Not Implemented", ("UnservedModifier", 501), id="modifier"),
+    pytest.param(b"GET / HTTP/1.1\r\n\r\n", b"HTTP/1.1 400 Bad Request", ("PlainHttp", 400), id="plain HTTP"),
+    pytest.param(b"\x16\x03\x01\x00\xc8\x01", b"", ("TlsHello", 0), id="TLS"),
+]
 
 
 class Application:
