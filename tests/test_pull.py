@@ -322,7 +322,7 @@ def test_after_the_door_is_closed_the_rest_is_served_and_the_core_is_parked(pull
 
 def test_cores_stop_pulling_before_the_door_is_closed(pulling):
     """What waits there is the master's to take: a socket that was inherited stays open, and others go on with it."""
-    bench = pulling(processes=2, most_waiting=1)
+    bench = pulling()
     busy = bench.send("/wait")
     bench.until(lambda: bench.application.begun)
     bench.front.stop_pulling()
@@ -332,7 +332,7 @@ def test_cores_stop_pulling_before_the_door_is_closed(pulling):
     assert bench.front.accept_rest(0)
     assert bench.answer(left).startswith(b"HTTP/1.1 200 OK")
     assert bench.front.counters["pushed"] == 1
-    bench.until(lambda: bench.front.tick() is False and bench.front.parked == 2)
+    bench.until(lambda: bench.front.tick() is False and bench.front.parked == 1)
 
 
 def test_a_bit_that_nobody_stands_behind_does_not_keep_the_master_awake(pulling):
