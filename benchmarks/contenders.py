@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 import procfs
+from plan import Group
 
 HERE = Path(__file__).resolve().parent
 APPS = HERE / "apps"
@@ -27,60 +28,84 @@ QUIET_SHARE = 0.02
 
 @dataclass(frozen=True)
 class Contender:
-    """One row: `command` is filled with {socket}, {workers}, {build}, {venv}, {python} and {shm}."""
+    """One row. `command` is filled with {socket}, {app}, {workers}, {build}, {venv}, {python} and {shm}; `threaded`
+    is added when workers have several threads (and gets {threads}), `unlogged` when requests aren't logged."""
 
     name: str
     label: str
     command: str
+    threaded: str = ""
+    unlogged: str = ""
+    protocol: str = "uwsgi"  # that nginx speaks with it: uwsgi or http
 
 
-# Each server gets what its own documentation advises for this use, and nothing that another can't have:
-# the same number of processes, one thread each, no request log. Listen backlogs stay at their defaults,
-# since all hold more than the clients that we have (uWSGI's, the smallest, holds 100).
+# Each server gets what its own documentation advises for this use, and nothing that another can't have: the same
+# number of processes and threads, a backlog that holds all clients. What stays away is what nobody is measured for:
+# gunicorn's control socket (it would stay in the home directory); its heartbeats are in memory, as its FAQ says.
 UWSGI = (
-    "{venv}/bin/uwsgi --socket {socket} --module hello:application --master --processes {workers} "
-    "--single-interpreter --need-app --die-on-term --disable-logging"
+    "{venv}/bin/uwsgi --socket {socket} --module {app}:application --master --processes {workers} --listen 1024 "
+    "--single-interpreter --need-app --die-on-term"
 )
-# Without the control socket, which would stay in the home directory; heartbeats in memory, as its FAQ says.
 GUNICORN = (
-    "{venv}/bin/gunicorn --protocol uwsgi --bind unix:{socket} --worker-class sync --workers {workers} "
-    "--worker-tmp-dir {shm} --no-control-socket --log-level warning hello:application"
+    "{venv}/bin/gunicorn --bind unix:{socket} --workers {workers} --worker-tmp-dir {shm} --no-control-socket "
+    "--log-level warning {app}:application"
 )
-WSGIMASTER = (
-    "{python} -m wsgimaster --socket {socket} --module hello:application --processes {workers} --disable-logging"
+GRANIAN = (
+    "{venv}/bin/granian --interface wsgi --uds {socket} --workers {workers} --blocking-threads 1 "
+    "--log-level warning {app}:application"
 )
+WSGIMASTER = "{python} -m wsgimaster --socket {socket} --module {app}:application --processes {workers}"
+THREADS = "--threads {threads}"
+NO_LOG = "--disable-logging"
 
-CONTENDERS = (
-    Contender("floor", "bare C loop (floor)", "{build}/prefork {socket} {workers}"),
-    Contender("uwsgi", "uWSGI", UWSGI),
-    Contender("uwsgi-thunder", "uWSGI, thunder-lock", f"{UWSGI} --thunder-lock"),
-    Contender("gunicorn", "gunicorn, uwsgi protocol", GUNICORN),
-    Contender("wsgimaster-push", "wsgimaster, push", f"{WSGIMASTER} --dispatch push"),
-    Contender("wsgimaster-auto", "wsgimaster, auto", f"{WSGIMASTER} --dispatch auto"),
-)
-REFERENCE = "uwsgi-thunder"  # ratios are against this one
+CONTENDERS = {
+    contender.name: contender
+    for contender in (
+        Contender("floor", "bare C loop (floor)", "{build}/prefork {socket} {workers} {app}"),
+        Contender("uwsgi", "uWSGI", UWSGI, THREADS, NO_LOG),
+        Contender("uwsgi-thunder", "uWSGI, thunder-lock", f"{UWSGI} --thunder-lock", THREADS, NO_LOG),
+        Contender("gunicorn", "gunicorn, uwsgi protocol", f"{GUNICORN} --protocol uwsgi --worker-class sync"),
+        Contender("gunicorn-gthread", "gunicorn, gthread", f"{GUNICORN} --worker-class gthread", protocol="http"),
+        Contender("granian", "granian", GRANIAN, protocol="http"),
+        Contender("wsgimaster-push", "wsgimaster, push", f"{WSGIMASTER} --dispatch push", THREADS, NO_LOG),
+        Contender("wsgimaster-auto", "wsgimaster", WSGIMASTER, THREADS, NO_LOG),
+    )
+}
 
 
 class ServerError(Exception):
     """A server that didn't start, or died under measurement."""
 
 
-def command_line(contender: Contender, socket: Path, workers: int, python: str) -> list[str]:
-    shm = "/dev/shm" if os.access("/dev/shm", os.W_OK) else str(socket.parent)
-    places = {"build": BUILD, "venv": VENV, "python": python, "shm": shm}
-    return [word.format(socket=socket, workers=workers, **places) for word in shlex.split(contender.command)]
+def command_line(name: str, group: Group, socket: Path, python: str) -> list[str]:
+    contender = CONTENDERS[name]
+    command = contender.command
+    command += f" {contender.threaded}" if group.threads > 1 else ""
+    command += "" if group.logged else f" {contender.unlogged}"
+    places = {
+        "app": group.app,
+        "workers": group.workers,
+        "threads": group.threads,
+        "socket": socket,
+        "build": BUILD,
+        "venv": VENV,
+        "python": python,
+        "shm": "/dev/shm" if os.access("/dev/shm", os.W_OK) else str(socket.parent),
+    }
+    return [word.format(**places) for word in shlex.split(command)]
 
 
 class Service:
     """A server process and its tree, in a session of its own; ended, by pid, with the `with` block."""
 
-    def __init__(self, name: str, command: list[str], log: Path) -> None:
+    def __init__(self, name: str, command: list[str], log: Path, environment: dict[str, str] | None = None) -> None:
         self.name = name
         self.log = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 command,
                 cwd=APPS,
+                env=os.environ | (environment or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

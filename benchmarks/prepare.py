@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from clients import nginx_path
@@ -22,11 +23,11 @@ class MissingError(Exception):
 def check_tools(with_nginx: bool) -> None:
     packages = {"gcc": shutil.which("gcc")}
     if with_nginx:
-        packages |= {"nginx": nginx_path(), "wrk": shutil.which("wrk")}
+        packages |= {"nginx": nginx_path()}
     missing = [name for name, path in packages.items() if path is None]
     if not missing:
         return
-    without = "; or measure without nginx: --no-nginx" if "gcc" not in missing else ""
+    without = "; or measure without nginx: --ways direct" if "gcc" not in missing else ""
     raise MissingError(f"{' and '.join(missing)} not found: apt-get install {' '.join(missing)}{without}")
 
 
@@ -42,23 +43,25 @@ def compile_programs() -> None:
 
 def make_venv() -> None:
     """The peers' own environment, made once. It holds nothing of ours."""
-    if all((VENV / "bin" / name).exists() for name in ("uwsgi", "gunicorn")):
+    if all((VENV / "bin" / name).exists() for name in ("uwsgi", "gunicorn", "granian", "django-admin")):
         return
-    print("making benchmarks/.venv with uWSGI (compiled here, about half a minute) and gunicorn", flush=True)
+    print("making benchmarks/.venv with uWSGI (compiled here, about half a minute) and other servers", flush=True)
     requirements = str(HERE / "requirements.txt")
     try:
         subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True, timeout=120)
         install = [str(VENV / "bin" / "pip"), "install", "--quiet", "--requirement", requirements]
         subprocess.run(install, check=True, timeout=900)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        text = f"couldn't install uWSGI and gunicorn ({error}); on Debian they need: "
+        text = f"couldn't install what we compare with ({error}); on Debian they need: "
         raise MissingError(f"{text}apt-get install gcc python3-dev python3-venv") from error
 
 
-def has_wsgimaster(python: str) -> bool:
+def check_wsgimaster(python: str) -> None:
     look = "import importlib.util, sys; sys.exit(importlib.util.find_spec('wsgimaster.__main__') is None)"
-    done = subprocess.run([python, "-c", look], cwd=APPS, capture_output=True, timeout=60, check=False)
-    return done.returncode == 0
+    if subprocess.run([python, "-c", look], cwd=APPS, capture_output=True, timeout=60, check=False).returncode:
+        raise MissingError(
+            "wsgimaster isn't installed for this Python: `make bench` does it, or name one with --python"
+        )
 
 
 # ---- the machine and the versions -----------------------------------------------------------------
@@ -102,20 +105,19 @@ def wsgimaster_version(python: str) -> str:
     return f"{version} (commit {commit}{' with changes' if changed else ''})" if known else version
 
 
-def describe_versions(python: str, contenders: list[str]) -> dict[str, str]:
-    versions = {
+def describe_versions(python: str) -> dict[str, str]:
+    return {
         "Python": platform.python_version(),
+        "wsgimaster": wsgimaster_version(python),
         "uWSGI": version_in(first_line([str(VENV / "bin" / "uwsgi"), "--version"])),
         "gunicorn": version_in(first_line([str(VENV / "bin" / "gunicorn"), "--version"])),
+        "granian": version_in(first_line([str(VENV / "bin" / "granian"), "--version"])),
+        "Django": version_in(first_line([str(VENV / "bin" / "django-admin"), "--version"])),
         "nginx": version_in(first_line([nginx_path() or "nginx", "-v"])),
-        "wrk": version_in(first_line(["wrk", "-v"])),
         "gcc": version_in(first_line(["gcc", "-dumpfullversion"])),
     }
-    if any(name.startswith("wsgimaster") for name in contenders):
-        versions["wsgimaster"] = wsgimaster_version(python)
-    return versions
 
 
 def describe_contenders(names: list[str]) -> list[dict[str, str]]:
     """As templates: a path of this machine has no place in a published file."""
-    return [{"name": c.name, "label": c.label, "command": c.command} for c in CONTENDERS if c.name in names]
+    return [asdict(CONTENDERS[name]) for name in names]

@@ -1,0 +1,190 @@
+"""What load alone doesn't show: a master that stands still, memory, and how quietly a server idles.
+
+Each measurement takes the Python that has wsgimaster, and returns rows for the raw file.
+"""
+
+import contextlib
+import os
+import re
+import resource
+import signal
+import socket
+import statistics
+import struct
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import procfs
+from clients import run_load
+from contenders import VENV, Service, command_line
+from plan import OURS, PUSH, UWSGI, Group
+
+PAUSE = 0.05  # seconds for which the master is stopped
+OVER_PUSH = 1.2  # arrivals, as a multiple of what push can serve
+OPEN_CLIENTS = 1024  # connections at once in the open loop; arrivals beyond wait, and their time counts
+PAUSE_AT, OPEN_SECONDS = 2.0, 4.0
+SLICE_MS = 100
+
+HELD_CONNECTIONS = 10_000
+IDLE_SECONDS = 5.0
+
+
+@contextlib.contextmanager
+def running(name: str, group: Group, python: str, environment: dict[str, str] | None = None) -> Iterator[Any]:
+    with tempfile.TemporaryDirectory(prefix="wsgimaster-bench-") as folder:
+        path = Path(folder) / "server.sock"
+        command = command_line(name, group, path, python)
+        with Service(name, command, Path(folder) / "server.log", environment) as server:
+            server.wait_until_ready(group.workers + 1, lambda: is_listening(path))
+            yield server, path
+
+
+def is_listening(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+# ---- the master stands still ----------------------------------------------------------------------
+
+
+def stopped_master(python: str) -> list[dict[str, Any]]:
+    """More requests a second than push could serve arrive, whether or not earlier ones were answered; in the middle the
+    master is stopped for 50 ms. How long are waiting times longer than before?"""
+    group = Group("direct", "hello", 16, (32,), ())
+    with running(PUSH, group, python) as (_, path):
+        run_load(path, 0.5)
+        capacity = run_load(path, 2)["throughput"]
+    with running(OURS, group, python) as (server, path):
+        run_load(path, 0.5)
+        rate = round(OVER_PUSH * capacity)
+        pause = threading.Timer(PAUSE_AT, stop_for, (server.process.pid, PAUSE))
+        pause.start()
+        seen = run_load(path, OPEN_SECONDS, clients=OPEN_CLIENTS, rate=rate, series=SLICE_MS)
+        pause.join()
+        server.check_alive()
+    p99 = {row["at_ms"]: row["p99_us"] for row in seen["series"] if row["requests"]}
+    row = {"push_capacity": capacity, "rate": rate, "throughput": seen["throughput"], "bad": seen["bad"]}
+    return [row | recovery(p99) | {"p99_us_by_ms": p99}]
+
+
+def stop_for(pid: int, seconds: float) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(seconds)
+    os.kill(pid, signal.SIGCONT)
+
+
+def recovery(slices: dict[int, float]) -> dict[str, float]:
+    """From p99 by slice of time: the usual and the worst slice before the pause, the worst after it, and how long after
+    the pause's begin the last slice ends that is worse than the worst before (milliseconds, in steps of a slice).
+
+    The first half second is left out: caches, and cores that have yet to wake up.
+    """
+    at = round(PAUSE_AT * 1000)
+    before = [value for ms, value in slices.items() if 500 <= ms < at - SLICE_MS]
+    after = {ms: value for ms, value in slices.items() if ms >= at - SLICE_MS}
+    return {
+        "before_p99_us": statistics.median(before),
+        "worst_before_p99_us": max(before),
+        "worst_after_p99_us": max(after.values()),
+        "recovered_after_ms": max((ms + SLICE_MS - at for ms, p99 in after.items() if p99 > max(before)), default=0),
+    }
+
+
+# ---- memory ---------------------------------------------------------------------------------------
+
+
+def memory_kib(pid: int, *names: str) -> int:
+    """The sum of the named lines of smaps_rollup, which are in KiB."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return sum(int(value) for name, value in re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE) if name in names)
+
+
+def pss(pid: int) -> int:
+    return memory_kib(pid, "Pss")
+
+
+def uss(pid: int) -> int:
+    return memory_kib(pid, "Private_Clean", "Private_Dirty")
+
+
+def workers_of(name: str, master: int) -> list[int]:
+    """Pids of the workers: ours say so in their title, uWSGI's are all children of its master."""
+    children = [process.pid for process in procfs.tree_of(master) if process.pid != master]
+    if name not in (OURS, PUSH):
+        return children
+    return [pid for pid in children if b"worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def master_memory(python: str) -> list[dict[str, Any]]:
+    """PSS of the master before, with, and after 10,000 connections at once that ask for nothing."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        with running(OURS, Group("direct", "hello", 4, (8,), ()), python) as (server, path):
+            run_load(path, 1, clients=8)
+            row = {"before_kib": pss(server.process.pid)}
+            with contextlib.ExitStack() as stack:
+                for _ in range(HELD_CONNECTIONS):
+                    held = stack.enter_context(socket.socket(socket.AF_UNIX))
+                    # Not settimeout: with that, a full backlog is an error at once.
+                    held.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 10, 0))
+                    held.connect(str(path))
+                time.sleep(0.5)
+                row["with_kib"] = pss(server.process.pid)
+            run_load(path, 1, clients=8)
+            row["after_kib"] = pss(server.process.pid)
+        return [row]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def worker_memory(python: str) -> list[dict[str, Any]]:
+    """USS of the workers of a Django project after 1,000 requests, and PSS of the whole tree."""
+    group = Group("direct", "django_site", 4, (8,), ())
+    packages = next(VENV.glob("lib/python*/site-packages"))
+    rows = []
+    for name in (UWSGI[0], OURS):
+        with running(name, group, python, {"PYTHONPATH": str(packages)}) as (server, path):
+            run_load(path, 30, clients=8, count=1000, expect=None)
+            master = server.process.pid
+            mean = statistics.mean(map(uss, workers_of(name, master)))
+            tree = sum(pss(process.pid) for process in procfs.tree_of(master))
+            rows.append({"contender": name, "worker_uss_kib": round(mean), "tree_pss_kib": tree})
+    return rows
+
+
+# ---- idling ---------------------------------------------------------------------------------------
+
+
+def wakeups(pid: int) -> int:
+    """Context switches of all threads since they began."""
+    texts = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status")]
+    return sum(int(count) for text in texts for count in re.findall(r"^\w+_ctxt_switches:\s+(\d+)", text, re.MULTILINE))
+
+
+def idling(python: str) -> list[dict[str, Any]]:
+    """Wake-ups a second, of the master and of all workers together, when nobody asks for anything."""
+    rows = []
+    for name in (UWSGI[0], OURS):
+        with running(name, Group("direct", "hello", 4, (8,), ()), python) as (server, path):
+            run_load(path, 1, clients=8)
+            time.sleep(2)
+            master, workers = server.process.pid, workers_of(name, server.process.pid)
+            before = wakeups(master), sum(map(wakeups, workers))
+            time.sleep(IDLE_SECONDS)
+            after = wakeups(master), sum(map(wakeups, workers))
+            per_second = [round((b - a) / IDLE_SECONDS, 2) for a, b in zip(before, after, strict=True)]
+            rows.append({"contender": name, "master": per_second[0], "workers": per_second[1]})
+    return rows
+
+
+MEASUREMENTS: dict[str, Callable[[str], list[dict[str, Any]]]] = {
+    "stopped master": stopped_master,
+    "memory of the master": master_memory,
+    "memory of a worker": worker_memory,
+    "idling": idling,
+}
