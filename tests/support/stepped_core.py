@@ -19,7 +19,6 @@ from typing import Any
 
 from support.lone_core import LISTENERS, make_core, message
 from support.syscalls import CallsOf, asking
-
 from wsgimaster._front import board_slots_offset
 from wsgimaster._proto import build
 from wsgimaster.processes import make_channel
@@ -31,7 +30,7 @@ NUMBER = 1 << 24  # of the master's first message that has one
 
 
 class SteppedCore:
-    """After construction it has the listening socket, and is about to look there and at its channel for the first time."""
+    """After construction it has the listening socket, and is about to look there for the first time."""
 
     def __init__(self, directory: Path) -> None:
         self.board = Scoreboard(1)
