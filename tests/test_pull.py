@@ -12,7 +12,7 @@ import struct
 import threading
 
 import pytest
-from support.one_process import NO_REQUESTS
+from support.one_process import NO_REQUESTS, Recorder
 from support.wait import wait_until
 
 from wsgimaster._front import board_slots_offset
@@ -131,6 +131,70 @@ def test_cores_go_to_sleep_when_that_is_better(pulling):
 
 def body_of_last(bench):
     return b"core %d" % bench.application.begun[-1][0]
+
+
+class Measurements(Recorder):
+    """For each decision, how many cores were measured for it. Cores are sent to rest as `rest` says, which is given
+    that number."""
+
+    def __init__(self):
+        super().__init__()
+        self.measured, self.cores, self.watched = [], 0, lambda: None
+
+    def is_grinder(self, use, cpu_per_request):
+        self.cores += 1
+        return True
+
+    def decide_wakeups(self, use, grinders, overdue):
+        self.measured.append((self.cores, grinders, self.watched()))
+        self.cores, now = 0, self.cores
+        return Decision(watch=False, wake=overdue, rest=self.rest(now))
+
+    def rest(self, cores):
+        return 0
+
+
+def test_cores_are_not_sent_to_sleep_for_old_figures(pulling):
+    """Between two measurements, those who have gone to sleep since are among the grinders still."""
+    events = Measurements()
+    bench = pulling(processes=3, most_waiting=1, events=events)
+    clients = [bench.send("/wait")]
+    bench.until(lambda: len(bench.application.begun) == 1)
+    clients.append(bench.send("/wait"))
+    bench.until(lambda: any(cores == 2 for cores, _, _ in events.measured))
+    events.rest, before, wanted = (lambda cores: 0 if cores else 1), len(events.measured), []
+    bench.until(lambda: wanted.append(bench.wanted()) or len(events.measured) >= before + 20)
+    assert (0, 2) in [(cores, grinders) for cores, grinders, _ in events.measured[before:]]
+    assert set(wanted) == {0}
+    events.rest = lambda cores: 1 if cores else 0
+    bench.until(lambda: bench.wanted() == 1)
+    events.rest = lambda cores: 0
+    bench.until(lambda: bench.wanted() == 0)
+    bench.application.let_go.release(2)
+    assert {bench.answer(client)[-6:] for client in clients} == {
+        b"core %d" % core for core, _ in bench.application.begun
+    }
+
+
+def test_a_core_that_was_woken_is_measured_from_then_on(pulling):
+    """What it has used since it was measured last tells nothing: it slept."""
+    events = Measurements()
+    bench = pulling(processes=2, most_waiting=0, events=events)
+    events.watched = lambda: bench.front.counters["pushed"]
+    clients = [bench.send("/wait")]
+    bench.until(lambda: len(bench.application.begun) == 1)
+    clients.append(bench.send("/wait"))
+    bench.until(lambda: (2, 2, 2) in events.measured)
+    bench.application.let_go.release()
+    bench.until(lambda: bench.front.parked == 1)
+    bench.until(lambda: events.measured[-1][:2] == (1, 1))  # it sleeps, the other one doesn't
+    clients.append(bench.send("/wait"))
+    bench.until(lambda: (2, 2, 3) in events.measured)
+    measured = [cores for cores, _, pushed in events.measured if cores and pushed == 3]
+    assert measured[:2] == [1, 2]
+    bench.application.let_go.release(2)
+    for client in clients:
+        bench.answer(client)
 
 
 def test_what_waits_in_the_master_comes_before_what_waits_at_the_socket(pulling):
