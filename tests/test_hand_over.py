@@ -33,8 +33,9 @@ def core(tmp_path):
 
 
 def fail_until_it_sleeps(core, error):
-    """How many messages have failed."""
-    count = 0
+    """From a message on; how many have failed."""
+    core.calls.fail(error)
+    count = 1
     while (call := core.calls.next()) != "epoll_wait":
         if call == "sendmsg":
             core.calls.fail(error)
@@ -65,9 +66,12 @@ ERRORS = [*PASSING, errno.EPIPE]  # EPIPE: the application has shut the channel 
 def test_for_good(core, error):
     """The core answers itself, and goes on."""
     with core.connect(HALF) as client:
-        client.sendall(b"more")
+        core.calls.until("sendmsg")
+        client.sendall(b"more")  # unread, it would destroy the answer
         assert (fail_until_it_sleeps(core, error) > 10) is (error in PASSING)
         answer = b"".join(iter(lambda: client.recv(1000), b""))
+        with pytest.raises(BrokenPipeError):
+            client.send(b"to nobody")
     head, _, body = answer.partition(b"\r\n\r\n")
     status_line, *headers = head.decode().split("\r\n")
     headers = dict(header.split(": ") for header in headers)
@@ -84,6 +88,7 @@ def test_an_answer_that_is_out_stays_as_it_is(core):
     """Only what the client still sends would have been the master's to read."""
     request = build([("PATH_INFO", "/"), ("CONTENT_LENGTH", "1000")])
     with core.connect(request + b"b" * 500) as client:
+        core.calls.until("sendmsg")
         fail_until_it_sleeps(core, errno.ETOOMANYREFS)
         answer = b"".join(iter(lambda: client.recv(1000), b""))
     assert answer.startswith(b"HTTP/1.1 200 OK")

@@ -12,8 +12,8 @@ import os
 import platform
 import select
 import struct
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -66,17 +66,9 @@ def install(verdict: int, calls: dict[str, int | None], flags: int = 0) -> int:
 
 def failing(name: str, first: int, error: int, action: Callable[[], T]) -> T:
     """What `action` returns, in a thread in which these calls fail; also in the processes that it starts."""
-    results: list[T] = []
-
-    def run() -> None:
-        install(FAIL | error, {name: first})
-        results.append(action())
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    (result,) = results
-    return result
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(install, FAIL | error, {name: first}).result()
+        return thread.submit(action).result()
 
 
 def asking(calls: dict[str, int | None]) -> int:
