@@ -96,13 +96,16 @@ def test_who_waits_for_too_long_gets_503_at_each_socket(busy):
     assert len(bench.application.begun) == 1
 
 
-def test_a_nearly_full_backlog_turns_people_away_before_the_kernel_does(busy):
+@pytest.mark.parametrize("elsewhere", [0, 3])
+def test_a_nearly_full_backlog_turns_people_away_before_the_kernel_does(busy, elsewhere):
+    """Only there: at the other sockets there is room."""
     bench = busy(names=THREE)
     bench.listeners[1].listen(16)
-    clients = send_to_each(bench, [0, 16, 0])
+    clients = send_to_each(bench, [elsewhere, 16, elsewhere])
     bench.until(lambda: bench.front.counters["refused"] >= 2)
-    bench.application.let_go.release(15)
+    bench.application.let_go.release(15 + 2 * elsewhere)
     assert statuses(bench, clients[1]) == {b"503": 2, b"200": 14}
+    assert statuses(bench, clients[0] + clients[2]) == Counter({b"200": 2 * elsewhere})
 
 
 class Crowd:
