@@ -620,6 +620,7 @@ cdef class Front:
         if self.queue_timeout_ns:
             note_arrivals(&self.past, now, self.accepted() + waiting)
             self.refuse_oldest(TOO_LATE, min(waiting, waited(&self.past, now, self.queue_timeout_ns, self.accepted())))
+            waiting = self.backlog()
         self.refuse_oldest(TOO_MANY, min(waiting, waiting + self.queue.length - self.waiting_limit))
         for number in range(self.listener_count):
             self.refuse_oldest(TOO_MANY, self.crowd(number), number)

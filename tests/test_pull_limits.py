@@ -7,6 +7,7 @@ import errno
 import os
 import select
 import socket
+import time
 from collections import Counter
 
 import pytest
@@ -94,6 +95,20 @@ def test_who_waits_for_too_long_gets_503_at_each_socket(busy):
     clients = send_to_each(bench, [5, 1, 2])
     assert [statuses(bench, some) for some in clients] == [{b"503": 5}, {b"503": 1}, {b"503": 2}]
     assert len(bench.application.begun) == 1
+
+
+def test_who_is_turned_away_late_makes_room_for_others(busy):
+    """More come than may wait, in the moment in which those who wait have waited for too long."""
+    bench = busy(names=THREE, waiting_limit=6, queue_timeout=1.0)
+    late = all_of(send_to_each(bench, [2, 2, 2]))
+    since, looks = time.monotonic(), bench.events.decided
+    bench.until(lambda: bench.events.decided > looks + 3)
+    wait_until(lambda: time.monotonic() > since + 1.5)
+    clients = all_of(send_to_each(bench, [2, 1, 1]))
+    bench.until(lambda: bench.front.counters["refused"] >= 6)
+    bench.application.let_go.release(5)
+    assert statuses(bench, clients) == {b"200": 4}
+    assert statuses(bench, late) == {b"503": 6}
 
 
 @pytest.mark.parametrize("elsewhere", [0, 3])
