@@ -274,7 +274,7 @@ def test_the_listening_sockets_take_turns(pulling):
     """Requests of the second one come through although there is always one more at the first."""
     bench = pulling(names=("first.sock", "second.sock"))
     bench.send("/wait")
-    wait_until(lambda: bench.application.begun)
+    bench.until(lambda: bench.application.begun)
     for _ in range(10):
         bench.send("/first")
     for _ in range(3):
@@ -319,9 +319,9 @@ def test_a_pulled_request_that_its_worker_died_in(pulling):
 def test_a_pulled_request_is_overdue_when_its_limit_is_over(pulling):
     bench = pulling()
     bench.send("/quick")
-    wait_until(lambda: bench.application.begun)
+    bench.until(lambda: bench.application.begun)
     bench.send("/wait")
-    wait_until(lambda: len(bench.application.begun) == 2)
+    bench.until(lambda: len(bench.application.begun) == 2)
     request = bench.front.describe(0)
     assert bench.front.overdue(60.0)[0] == []
     wait_until(lambda: bench.front.overdue(0.05) == ([request], 0.0))
@@ -468,6 +468,14 @@ def take_all_descriptors(taken):
         taken.append(os.open("/dev/null", os.O_RDONLY))
 
 
+def is_a_descriptor_free():
+    try:
+        os.close(os.open("/dev/null", os.O_RDONLY))
+    except OSError:
+        return False
+    return True
+
+
 def test_a_core_without_descriptors_stops_pulling(pulling):
     bench = pulling()
     soft = len(os.listdir("/proc/self/fd"))
@@ -480,7 +488,7 @@ def test_a_core_without_descriptors_stops_pulling(pulling):
             take_all_descriptors(taken)
         client.connect(bench.listeners[0].getsockname())
         client.sendall(build([("PATH_INFO", "/x")]))
-        wait_until(lambda: bench.waiting() == 0)
+        wait_until(is_a_descriptor_free)  # it has closed its listening sockets
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, usual)
         for fd in taken:
