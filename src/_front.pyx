@@ -616,17 +616,21 @@ cdef class Front:
         """503 to those who wait at the shared sockets and are too many, or have waited for too long: the oldest, since
         they come out first. A backlog that is nearly full counts as too many: a full one turns people away unanswered."""
         cdef uint64_t now = now_ns()
-        cdef int waiting = self.backlog()
+        cdef int number, waiting = self.backlog()
         if self.queue_timeout_ns:
             note_arrivals(&self.past, now, self.accepted() + waiting)
             self.refuse_oldest(TOO_LATE, min(waiting, waited(&self.past, now, self.queue_timeout_ns, self.accepted())))
-        self.refuse_oldest(TOO_MANY, min(waiting, max(waiting + self.queue.length - self.waiting_limit, self.crowd())))
+            waiting = self.backlog()
+        self.refuse_oldest(TOO_MANY, min(waiting, waiting + self.queue.length - self.waiting_limit))
+        for number in range(self.listener_count):
+            self.refuse_oldest(TOO_MANY, self.crowd(number), number)
         return 0
 
-    cdef int refuse_oldest(self, Refusing why, int64_t count) except -1:
+    cdef int refuse_oldest(self, Refusing why, int64_t count, int at=-1) except -1:
+        """at: the listener; without one, all of them take turns."""
         self.refusing = why
         try:
-            while count > 0 and self.accept_shared():
+            while count > 0 and (self.accept_shared() if at < 0 else not self.paused and self.accept_one(at) == TAKEN):
                 count -= 1
         finally:
             self.refusing = NOBODY
@@ -655,17 +659,13 @@ cdef class Front:
             return unix_backlog(self.netlink, listener.inode, most)
         return tcp_backlog(listener.fd, most)
 
-    cdef int64_t crowd(self):
-        """How many wait at shared sockets that are nearly full beyond what makes them so."""
-        cdef int number, here
-        cdef uint32_t most
-        cdef int64_t beyond = 0
-        for number in range(self.listener_count):
-            if self.listeners[number].shared and self.listeners[number].open:
-                here = self.backlog_of(number, &most)
-                if here >= 0:
-                    beyond += max(0, here - <int64_t>(most - most // 8))
-        return beyond
+    cdef int64_t crowd(self, int number):
+        """How many wait at this listener, if it is a shared one, beyond what makes it nearly full."""
+        cdef uint32_t most = 0
+        cdef int here = -1
+        if self.listeners[number].shared and self.listeners[number].open:
+            here = self.backlog_of(number, &most)
+        return here - <int64_t>(most - most // 8) if here >= 0 else 0
 
     cdef int measure(self, uint64_t now) except -1:
         """What the cores that are awake have used since the last time: wakeups.py."""

@@ -39,7 +39,7 @@ from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.errno cimport (EAGAIN, EBADF, ECONNRESET, EINTR, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSYS, ENOTSOCK,
-                         EOPNOTSUPP, EPIPE, ETIMEDOUT, errno)
+                         EOPNOTSUPP, EPIPE, ETIMEDOUT, ETOOMANYREFS, errno)
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy, memset
 
@@ -329,6 +329,8 @@ cdef enum:
     LOG_LINE_BYTES = 4096       # uWSGI's limit for a request line
     LOG_TEXT_BYTES = 2048       # of one value in it
     SENDFILE_BYTES = 32768      # of one call; small enough to see that a slow client takes something
+    HAND_OVER_TRIES = 50        # 1 ms apart: the master reads what it is sent, and then there is room again
+    DISCARD_READS = 16
 
 ctypedef struct Variable:       # of the model: where it stands in its block
     uint32_t at, key_size, size   # key_size: with its length; size: of all of it, with both lengths
@@ -1079,20 +1081,45 @@ cdef class Core:
                 close(self.sockets.polled[i].fd)
 
     cdef void hand_over(self, int kind, int fd, uint64_t listener, uint64_t id, size_t have):
-        """Give a connection, and what was read from it, to the master. Waits if the channel is full."""
+        """Give a connection, and what was read from it, to the master. Waits if the channel is full, and for a while if the
+        kernel has no memory for it or too many descriptors are on their way (RLIMIT_NOFILE)."""
         cdef unsigned char *packet = self.buffer + sizeof(MessageHead) - 4
         cdef MessageHead head
         cdef iovec pieces[2]
         cdef uint64_t since = 0
+        cdef int tries = 1
         memset(&head, 0, sizeof(MessageHead))
         head.kind, head.seq, head.id = kind, listener, id
         pieces[0].iov_base, pieces[0].iov_len = &head, sizeof(MessageHead)
         pieces[1].iov_base, pieces[1].iov_len = packet, have
-        while send_message(self.channel, pieces, 2, &fd, 1) < 0 and errno in (EAGAIN, EINTR):
-            with nogil:
-                wait_for(self.channel, POLLOUT, 1_000_000_000, &since)
-            since = 0
+        while send_message(self.channel, pieces, 2, &fd, 1) < 0:
+            if errno in (EAGAIN, EINTR):
+                with nogil:
+                    wait_for(self.channel, POLLOUT, 1_000_000_000, &since)
+                since = 0
+            elif errno in (ENOMEM, ENOBUFS, ETOOMANYREFS) and tries < HAND_OVER_TRIES:
+                tries += 1
+                with nogil:
+                    poll(NULL, 0, 1)
+            else:
+                self.turn_away(kind, fd, id, errno)
+                break
         close(fd)
+
+    cdef void turn_away(self, int kind, int fd, uint64_t id, int error):
+        """The master can't have this connection, so it ends here: with 503, if it isn't answered yet."""
+        cdef char text[ANSWER_BYTES]
+        cdef iovec piece
+        cdef int i
+        if kind == MESSAGE_HANDED:
+            piece.iov_base, piece.iov_len = text, write_answer(text, 503, b"Service Unavailable", id, False)
+            send_pieces(fd, &piece, 1, 0)
+            shutdown(fd, SHUT_WR)
+        for i in range(DISCARD_READS):  # what is unread when it is closed would destroy the answer
+            if recv(fd, self.buffer + sizeof(MessageHead), MESSAGE_MAX_BYTES - sizeof(MessageHead), MSG_DONTWAIT) <= 0:
+                break
+        self.tell(f"request {id:016x}: the master could not be given the connection ({os.strerror(error)}); "
+                  f"{'answered 503' if kind == MESSAGE_HANDED else 'an unread body may cut its answer'}")
 
     def asked_to_stop(self):
         """Whether the request that this thread runs now is the one that the master wants an exception in."""

@@ -12,7 +12,7 @@ import struct
 import threading
 
 import pytest
-from support.one_process import NO_REQUESTS
+from support.one_process import NO_REQUESTS, Recorder
 from support.wait import wait_until
 
 from wsgimaster._front import board_slots_offset
@@ -133,6 +133,70 @@ def body_of_last(bench):
     return b"core %d" % bench.application.begun[-1][0]
 
 
+class Measurements(Recorder):
+    """For each decision, how many cores were measured for it. Cores are sent to rest as `rest` says, which is given
+    that number."""
+
+    def __init__(self):
+        super().__init__()
+        self.measured, self.cores, self.watched = [], 0, lambda: None
+
+    def is_grinder(self, use, cpu_per_request):
+        self.cores += 1
+        return True
+
+    def decide_wakeups(self, use, grinders, overdue):
+        self.measured.append((self.cores, grinders, self.watched()))
+        self.cores, now = 0, self.cores
+        return Decision(watch=False, wake=overdue, rest=self.rest(now))
+
+    def rest(self, cores):
+        return 0
+
+
+def test_cores_are_not_sent_to_sleep_for_old_figures(pulling):
+    """Between two measurements, those who have gone to sleep since are among the grinders still."""
+    events = Measurements()
+    bench = pulling(processes=3, most_waiting=1, events=events)
+    clients = [bench.send("/wait")]
+    bench.until(lambda: len(bench.application.begun) == 1)
+    clients.append(bench.send("/wait"))
+    bench.until(lambda: any(cores == 2 for cores, _, _ in events.measured))
+    events.rest, before, wanted = (lambda cores: 0 if cores else 1), len(events.measured), []
+    bench.until(lambda: wanted.append(bench.wanted()) or len(events.measured) >= before + 20)
+    assert (0, 2) in [(cores, grinders) for cores, grinders, _ in events.measured[before:]]
+    assert set(wanted) == {0}
+    events.rest = lambda cores: 1 if cores else 0
+    bench.until(lambda: bench.wanted() == 1)
+    events.rest = lambda cores: 0
+    bench.until(lambda: bench.wanted() == 0)
+    bench.application.let_go.release(2)
+    assert {bench.answer(client)[-6:] for client in clients} == {
+        b"core %d" % core for core, _ in bench.application.begun
+    }
+
+
+def test_a_core_that_was_woken_is_measured_from_then_on(pulling):
+    """What it has used since it was measured last tells nothing: it slept."""
+    events = Measurements()
+    bench = pulling(processes=2, most_waiting=0, events=events)
+    events.watched = lambda: bench.front.counters["pushed"]
+    clients = [bench.send("/wait")]
+    bench.until(lambda: len(bench.application.begun) == 1)
+    clients.append(bench.send("/wait"))
+    bench.until(lambda: (2, 2, 2) in events.measured)
+    bench.application.let_go.release()
+    bench.until(lambda: bench.front.parked == 1)
+    bench.until(lambda: events.measured[-1][:2] == (1, 1))  # it sleeps, the other one doesn't
+    clients.append(bench.send("/wait"))
+    bench.until(lambda: (2, 2, 3) in events.measured)
+    measured = [cores for cores, _, pushed in events.measured if cores and pushed == 3]
+    assert measured[:2] == [1, 2]
+    bench.application.let_go.release(2)
+    for client in clients:
+        bench.answer(client)
+
+
 def test_what_waits_in_the_master_comes_before_what_waits_at_the_socket(pulling):
     bench = pulling()
     busy = bench.send("/wait")
@@ -210,7 +274,7 @@ def test_the_listening_sockets_take_turns(pulling):
     """Requests of the second one come through although there is always one more at the first."""
     bench = pulling(names=("first.sock", "second.sock"))
     bench.send("/wait")
-    wait_until(lambda: bench.application.begun)
+    bench.until(lambda: bench.application.begun)
     for _ in range(10):
         bench.send("/first")
     for _ in range(3):
@@ -255,9 +319,9 @@ def test_a_pulled_request_that_its_worker_died_in(pulling):
 def test_a_pulled_request_is_overdue_when_its_limit_is_over(pulling):
     bench = pulling()
     bench.send("/quick")
-    wait_until(lambda: bench.application.begun)
+    bench.until(lambda: bench.application.begun)
     bench.send("/wait")
-    wait_until(lambda: len(bench.application.begun) == 2)
+    bench.until(lambda: len(bench.application.begun) == 2)
     request = bench.front.describe(0)
     assert bench.front.overdue(60.0)[0] == []
     wait_until(lambda: bench.front.overdue(0.05) == ([request], 0.0))
@@ -404,6 +468,14 @@ def take_all_descriptors(taken):
         taken.append(os.open("/dev/null", os.O_RDONLY))
 
 
+def is_a_descriptor_free():
+    try:
+        os.close(os.open("/dev/null", os.O_RDONLY))
+    except OSError:
+        return False
+    return True
+
+
 def test_a_core_without_descriptors_stops_pulling(pulling):
     bench = pulling()
     soft = len(os.listdir("/proc/self/fd"))
@@ -416,7 +488,7 @@ def test_a_core_without_descriptors_stops_pulling(pulling):
             take_all_descriptors(taken)
         client.connect(bench.listeners[0].getsockname())
         client.sendall(build([("PATH_INFO", "/x")]))
-        wait_until(lambda: bench.waiting() == 0)
+        wait_until(is_a_descriptor_free)  # it has closed its listening sockets
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, usual)
         for fd in taken:

@@ -49,6 +49,117 @@ def test_decide(cpus, use, grinders, overdue, decision):
     assert decide(cpus, use, grinders, overdue) == decision
 
 
+# ---- one decision after the other ----
+
+MEASURE_MS = 10  # _front.pyx: what cores have used is measured every ten milliseconds, looked at every two
+
+# What a core did since the last look: its use, and its CPU time per request
+DOES = {
+    "s": (0.005, 50e-6),  # its requests wait for something, 10 ms each
+    "g": (0.98, 10e-6),  # small requests, without a pause
+    "c": (1.0, 2e-3),  # computes
+    "h": (0.5, 100e-6),  # half of both
+}
+ASLEEP = "."
+
+# Looks of the front at a machine with two CPUs and eight cores, with what the cores do and how many connections are
+# overdue; then what comes of it: whether a core is woken for every connection, how many are woken for those that are
+# overdue, and how many are to go to sleep from now on.
+TRACES = {
+    "the first requests after the start: nobody is measured yet": [
+        # ms, cores, overdue; watch, wake, to sleep
+        (0, "c.......", 0, True, 0, 0),
+        (2, "cc......", 3, True, 3, 0),
+        (4, "ccccc...", 0, True, 0, 0),
+        (10, "ccccc...", 1, True, 1, 0),  # one has been measured, the others have just been woken
+        (20, "cccccc..", 0, False, 0, 0),
+        (22, "cccccc..", 1, False, 1, 0),
+    ],
+    "sleepers: everybody gets a core": [
+        (0, "s.......", 0, True, 0, 0),
+        (10, "ssss....", 0, True, 0, 0),
+        (20, "ssssss..", 2, True, 2, 0),
+        (30, "ssssssss", 0, True, 0, 0),
+        (40, "ssssssss", 9, True, 9, 0),
+        (50, "s.......", 0, True, 0, 0),
+    ],
+    "small requests: as many cores as CPUs, however many wait": [
+        (0, "g.......", 0, True, 0, 0),
+        (10, "gggg....", 0, True, 0, 0),
+        (20, "gggg....", 50, False, 0, 2),
+        (22, "ggg.....", 50, False, 0, 1),
+        (24, "gg......", 50, False, 0, 0),  # the figures are old, and would send two more
+        (26, "gg......", 50, False, 0, 0),
+        (30, "gg......", 50, False, 0, 0),
+        (40, "g.......", 0, True, 0, 0),  # fewer come
+        (50, "gg......", 0, True, 0, 0),
+        (60, "gg......", 3, False, 0, 0),
+    ],
+    "nobody has gone to sleep yet": [
+        (0, "gggg....", 0, True, 0, 0),
+        (10, "gggg....", 9, False, 0, 2),
+        (14, "gggg....", 9, False, 0, 2),
+        (20, "ggg.....", 9, False, 0, 1),  # measured again: it is two of four no more
+        (30, "gg......", 9, False, 0, 0),
+    ],
+    "computing: cores only for those who would wait behind it": [
+        (0, "cc......", 0, True, 0, 0),
+        (10, "cc......", 0, False, 0, 0),
+        (12, "cc......", 2, False, 2, 0),
+        (20, "cccc....", 0, False, 0, 0),
+        (30, "cccc....", 1, False, 1, 0),
+        (40, "ccccc...", 0, False, 0, 0),  # none is sent to sleep: each is in something long
+        (50, "c.......", 0, True, 0, 0),
+    ],
+    "mixed: two compute, and small requests come": [
+        (0, "cc......", 0, True, 0, 0),
+        (10, "cc......", 4, False, 4, 0),
+        (12, "ccgggg..", 0, False, 0, 0),
+        (20, "ccgggg..", 4, False, 4, 0),  # the four were woken since: nobody knows that they are grinders
+        (30, "ccgggg..", 4, False, 0, 2),
+        (32, "ccgg....", 4, False, 0, 0),
+        (40, "ccgg....", 4, False, 0, 0),
+        (50, "..gg....", 4, False, 0, 0),
+        (60, "..gs....", 4, True, 4, 0),
+    ],
+    "half and half: up to the margin": [
+        (0, "hhh.....", 0, True, 0, 0),
+        (10, "hhh.....", 1, True, 1, 0),
+        (20, "hhhh....", 0, True, 0, 0),
+        (30, "hhhh....", 1, False, 1, 0),
+        (40, "hhh.....", 0, True, 0, 0),
+    ],
+}
+
+
+def replay(cpus, looks):
+    """The front's `reconsider` and `measure`: a core is measured if it was awake at the last measurement, too; figures
+    hold until the next one, and only fresh ones send cores to sleep."""
+    measured_ms, measured, use, grinders, resting, awake = -MEASURE_MS, set(), 0.0, 0, 0, set()
+    for ms, cores, overdue, *_ in looks:
+        were_awake, awake = awake, {core for core, does in enumerate(cores) if does != ASLEEP}
+        resting = max(0, resting - len(were_awake - awake))
+        fresh = ms - measured_ms >= MEASURE_MS
+        if fresh:
+            figures = [DOES[cores[core]] for core in awake & measured]
+            use, grinders = sum(use for use, _ in figures), sum(is_grinder(*figure) for figure in figures)
+            measured_ms, measured = ms, awake
+        decision = decide(cpus, use, grinders, overdue)
+        if fresh:
+            resting = decision.rest
+        yield decision.watch, decision.wake, resting
+
+
+@pytest.mark.parametrize("looks", TRACES.values(), ids=TRACES)
+def test_trace(looks):
+    found = list(replay(2, looks))
+    lines = ["  ms  cores     overdue  watch wake sleep"]
+    for (ms, cores, overdue, *expected), (watch, wake, resting) in zip(looks, found, strict=True):
+        wrong = "" if expected == [watch, wake, resting] else f"  expected {expected}"
+        lines.append(f"{ms:4}  {cores}  {overdue:7}  {watch!s:5} {wake:4} {resting:5}{wrong}")
+    assert found == [tuple(expected) for _, _, _, *expected in looks], "\n".join(["", *lines])
+
+
 CGROUPS = {
     "none": ({}, math.inf),
     "version 2, half a CPU": (

@@ -16,7 +16,7 @@ from wsgimaster import _serve
 from wsgimaster._front import board_bytes
 from wsgimaster._proto import build
 
-REQUEST, RETIRE = 1, 3  # MESSAGE_* of _layout.pxd
+REQUEST, NOP, RETIRE, LISTENERS = 1, 2, 3, 7  # MESSAGE_* of _layout.pxd
 
 
 def make_core(

@@ -108,7 +108,7 @@ class Application:
 
 class Bench:
     """pull: the cores get the listening sockets, and most_waiting of them may wait there. names: of those sockets;
-    http: whether there is one for HTTP before them (nobody connects to it)."""
+    http: whether there is one for HTTP before them (nobody connects to it); events: in the place of a Recorder."""
 
     def __init__(
         self,
@@ -122,10 +122,11 @@ class Bench:
         most_waiting=2,
         names=("front.sock",),
         http=False,
+        events=None,
     ):
         self.cores = processes * threads
         self.board = Scoreboard(self.cores)
-        self.events, self.application = Recorder(), Application()
+        self.events, self.application = events or Recorder(), Application()
         self.front = Front(
             self.board.memory,
             self.cores,
