@@ -219,8 +219,9 @@ ctypedef struct Core:
     uint8_t unasked        # BUSY without a request: the next tick asks it for a report
     uint8_t asked          # it was, and hasn't answered yet
     int32_t schedstat      # descriptor, or -1
+    double use             # while it was in requests; each measurement counts half as much as the one after it
     uint64_t measured_ns   # when these were read; 0: since it was woken, they weren't
-    uint64_t ran_ns, delayed_ns, served
+    uint64_t ran_ns, delayed_ns, outside_ns, served  # outside: it waited for a request
 
 ctypedef struct Process:
     int32_t running        # requests
@@ -235,6 +236,7 @@ ctypedef struct Listener:
     uint8_t shared          # with the cores
     uint8_t watched
     uint32_t inode
+    int32_t crowd           # so many wait beyond what makes its backlog nearly full; as of the last look
 
 ctypedef struct Arrivals:  # how many connections had come at some moments, the newest last
     uint64_t when[128]
@@ -256,7 +258,8 @@ cdef enum:
 
 # A client that drips one byte per socket-timeout is let go after this many timeouts.
 cdef int HEAD_TIMEOUTS = 15
-# How often to look at what waits in the kernel, ns: while cores sleep that could be woken, and while none does.
+# How often to look at what waits in the kernel, ns: while cores sleep that could be woken, and while none does. For this
+# and the next: docs/decisions/0007-who-is-awake.md.
 cdef uint64_t LOOK_NS = 2_000_000
 cdef uint64_t LOOK_AT_LIMITS_NS = 20_000_000
 # A connection is overdue, as far as waking cores is concerned, when it has waited for so long, ns.
@@ -350,6 +353,7 @@ cdef class Front:
     cdef int netlink, timer
     cdef uint64_t period_ns       # of the timer
     cdef bint free                # cores may be woken for every connection: wakeups.py
+    cdef bint calm                # nobody waits, and a core would take the next connection itself
     cdef bint stopping            # no core pulls any more
     cdef bint look_anew           # a core may have been woken for a connection and not taken it
     cdef bint came                # somebody was accepted at a shared socket in this callback
@@ -357,6 +361,7 @@ cdef class Front:
     cdef uint64_t measured_ns
     cdef double use
     cdef int grinders, surplus    # surplus: cores that may go to sleep
+    cdef uint64_t accepted_before  # at the last look
     cdef Arrivals recent, past    # for overdue connections, and for queue-timeout
     cdef uint32_t arrangements    # of the cores, when we put our entries behind theirs
     cdef uint32_t passed_on       # of board.passed_on, those that were seen to
@@ -476,7 +481,7 @@ cdef class Front:
         """The end of everything that the loop calls: whoever is to wake us must know, and a tick must be under way."""
         self.ease_off()
         if self.came and self.free and self.idle_cores and now_ns() - self.measured_ns > MEASURE_NS:
-            self.reconsider()
+            self.reconsider(self.backlog())
         self.take_passed_on()
         self.ask_for_ring()
         if not self.ticking and (self.finished_some or self.anything_open() or self.anything_pulled()):
@@ -524,9 +529,10 @@ cdef class Front:
 
     cdef int set_watch(self) except -1:
         """Look at the shared listening sockets while there is somebody to give a connection to and wakeups.py doesn't
-        object, or nobody at all who could take it. Otherwise a timer looks; not while nothing goes on, but then we are
-        woken when a connection comes that no core waits for."""
-        cdef bint wanted = not self.ticking or self.serving_cores == 0 or (self.free and self.idle_cores > 0)
+        object, or nobody at all who could take it. Otherwise a timer looks; not while nothing goes on or all is calm, but
+        then we are woken when a connection comes that no core waits for."""
+        cdef bint wanted = (not self.ticking or self.serving_cores == 0 or self.calm
+                            or (self.free and self.idle_cores > 0))
         cdef uint32_t arrangements = load_seq_u32(&self.board.arrangements)
         cdef bint behind = self.arrangements == arrangements and not self.look_anew
         cdef uint64_t period_ns = 0 if wanted else LOOK_NS if self.idle_cores else LOOK_AT_LIMITS_NS
@@ -554,29 +560,33 @@ cdef class Front:
         return self.arrangements == load_seq_u32(&self.board.arrangements)
 
     cdef int look(self) except -1:
-        """The timer's: what waits in the kernel, and should a core be woken for it?"""
+        """The timer's: what waits in the kernel, should a core be woken for it, and is it too much?"""
+        cdef int waiting = self.backlog()
         read_timer(self.timer)
-        self.reconsider()
-        self.keep_limits()
+        if self.reconsider(waiting):
+            waiting = self.backlog()
+        self.keep_limits(waiting)
+        self.calm = waiting == 0 and any_bit(self.waiting_bits, self.core_count)
         return 0
 
-    cdef int reconsider(self) except -1:
-        """Let wakeups.py decide, and carry it out."""
+    cdef int reconsider(self, int waiting) except -1:
+        """Let wakeups.py decide, and carry it out. Returns how many cores were woken."""
         cdef uint64_t now = now_ns()
-        cdef bint measured = now - self.measured_ns >= MEASURE_NS
-        cdef int waiting, i
+        cdef uint64_t accepted = self.accepted()
+        # At once when nobody was accepted since the last look: those who grind may all be stuck.
+        cdef bint measured = now - self.measured_ns >= MEASURE_NS or (waiting and accepted == self.accepted_before)
+        cdef int woken = 0
+        self.accepted_before = accepted
         if measured:
             self.measure(now)
-        waiting = self.backlog()
         note_arrivals(&self.recent, now, self.accepted() + waiting)
         self.free, wake, rest = self.events.decide_wakeups(
             self.use, self.grinders, min(waiting, waited(&self.recent, now, OVERDUE_NS, self.accepted())))
         if measured:  # else those who have gone to sleep since are among the grinders still
             self.surplus = rest
-        for i in range(wake):
-            if not self.idle_cores or not self.accept_shared():
-                break
-        return 0
+        while woken < wake and self.idle_cores and self.accept_shared():
+            woken += 1
+        return woken
 
     cdef bint accept_shared(self) except -1:
         """One connection of those that wait at the shared sockets, which take turns. False: there is none, or no descriptor."""
@@ -596,6 +606,7 @@ cdef class Front:
         cdef uint32_t i
         for i in range(min(total - self.passed_on, <uint32_t>self.core_count)):
             if not self.accept_for_idle():
+                self.calm = False
                 break
         self.passed_on = total
         return 0
@@ -612,29 +623,32 @@ cdef class Front:
             self.accept_for_idle()
             self.before_sleeping()
 
-    cdef int keep_limits(self) except -1:
+    cdef int keep_limits(self, int waiting) except -1:
         """503 to those who wait at the shared sockets and are too many, or have waited for too long: the oldest, since
         they come out first. A backlog that is nearly full counts as too many: a full one turns people away unanswered."""
         cdef uint64_t now = now_ns()
-        cdef int number, waiting = self.backlog()
+        cdef int number
         if self.queue_timeout_ns:
             note_arrivals(&self.past, now, self.accepted() + waiting)
-            self.refuse_oldest(TOO_LATE, min(waiting, waited(&self.past, now, self.queue_timeout_ns, self.accepted())))
-            waiting = self.backlog()
-        self.refuse_oldest(TOO_MANY, min(waiting, waiting + self.queue.length - self.waiting_limit))
+            if self.refuse_oldest(TOO_LATE, min(waiting, waited(&self.past, now, self.queue_timeout_ns, self.accepted()))):
+                waiting = self.backlog()
+        if self.refuse_oldest(TOO_MANY, min(waiting, waiting + self.queue.length - self.waiting_limit)):
+            self.backlog()
         for number in range(self.listener_count):
-            self.refuse_oldest(TOO_MANY, self.crowd(number), number)
+            self.refuse_oldest(TOO_MANY, self.listeners[number].crowd, number)
         return 0
 
     cdef int refuse_oldest(self, Refusing why, int64_t count, int at=-1) except -1:
-        """at: the listener; without one, all of them take turns."""
+        """at: the listener; without one, all of them take turns. Returns how many there were."""
+        cdef int refused = 0
         self.refusing = why
         try:
-            while count > 0 and (self.accept_shared() if at < 0 else not self.paused and self.accept_one(at) == TAKEN):
-                count -= 1
+            while refused < count and (self.accept_shared() if at < 0
+                                       else not self.paused and self.accept_one(at) == TAKEN):
+                refused += 1
         finally:
             self.refusing = NOBODY
-        return 0
+        return refused
 
     cdef uint64_t accepted(self):
         """Connections at the shared sockets so far, by whomever; a number to compare with itself."""
@@ -642,56 +656,46 @@ cdef class Front:
 
     cdef int backlog(self):
         """Connections that wait at the shared sockets; one for a socket that doesn't tell how many."""
+        cdef Listener *listener
         cdef int number, here, total = 0
-        for number in range(self.listener_count):
-            if self.listeners[number].shared and self.listeners[number].open:
-                here = self.backlog_of(number, NULL)
-                total += here if here >= 0 else is_readable(self.listeners[number].fd)
-        return total
-
-    cdef int backlog_of(self, int number, uint32_t *most):
-        """-1: unknown."""
-        cdef uint32_t ignored
-        cdef Listener *listener = &self.listeners[number]
-        if most == NULL:
-            most = &ignored
-        if listener.local:
-            return unix_backlog(self.netlink, listener.inode, most)
-        return tcp_backlog(listener.fd, most)
-
-    cdef int64_t crowd(self, int number):
-        """How many wait at this listener, if it is a shared one, beyond what makes it nearly full."""
         cdef uint32_t most = 0
-        cdef int here = -1
-        if self.listeners[number].shared and self.listeners[number].open:
-            here = self.backlog_of(number, &most)
-        return here - <int64_t>(most - most // 8) if here >= 0 else 0
+        for number in range(self.listener_count):
+            listener = &self.listeners[number]
+            listener.crowd = 0
+            if listener.shared and listener.open and is_readable(listener.fd):  # 1 us; to be told how many takes 20
+                here = unix_backlog(self.netlink, listener.inode, &most) if listener.local else tcp_backlog(listener.fd, &most)
+                listener.crowd = here - <int32_t>(most - most // 8) if here >= 0 else 0
+                total += here if here >= 0 else 1
+        return total
 
     cdef int measure(self, uint64_t now) except -1:
         """What the cores that are awake have used since the last time: wakeups.py."""
         cdef Core *k
-        cdef uint64_t ran, delayed, served, passed
-        cdef double use, each
+        cdef Slot *slot
+        cdef uint64_t ran, delayed, waited, since, served
+        cdef double used, passed, occupied
         cdef int core
         self.measured_ns, self.use, self.grinders = now, 0.0, 0
         for core in range(self.core_count):
             k = &self.cores[core]
             if k.state != BUSY:
-                k.measured_ns = 0
+                k.measured_ns, k.use = 0, -1
                 continue
+            slot = &self.slots[core]
             if k.schedstat < 0:
-                k.schedstat = open_schedstat(self.slots[core].tid)
+                k.schedstat = open_schedstat(slot.tid)
             if k.schedstat < 0 or not read_schedstat(k.schedstat, &ran, &delayed):
                 continue
-            served = self.slots[core].requests
+            served, since = slot.requests, slot.waiting_since_ns
+            waited = slot.waited_ns + (now - since if 0 < since < now else 0)
             if k.measured_ns:
-                passed = now - k.measured_ns
-                passed -= min(passed - 1, delayed - k.delayed_ns)
-                use = min(1.0, (ran - k.ran_ns) / <double>passed)
-                each = (ran - k.ran_ns) / 1e9 / <double>max(<uint64_t>1, served - k.served)
-                self.use += use
-                self.grinders += bool(self.events.is_grinder(use, each))
-            k.measured_ns, k.ran_ns, k.delayed_ns, k.served = now, ran, delayed, served
+                used = <int64_t>(ran - k.ran_ns)
+                passed = <int64_t>(now - k.measured_ns) - <int64_t>(delayed - k.delayed_ns)
+                occupied = passed - <int64_t>(waited - k.outside_ns)
+                self.use += share(used, passed)
+                k.use = share(used, occupied) if k.use < 0 else (k.use + share(used, occupied)) / 2
+                self.grinders += bool(self.events.is_grinder(k.use, used / 1e9, <int64_t>(served - k.served)))
+            k.measured_ns, k.ran_ns, k.delayed_ns, k.outside_ns, k.served = now, ran, delayed, waited, served
         return 0
 
     cdef int dispatch_event(self, uint64_t data, uint32_t what) except -1:
@@ -794,8 +798,9 @@ cdef class Front:
         if not self.listeners[number].open or self.paused:
             return 0
         self.came |= shared
-        if shared and self.serving_cores and (self.idle_cores == 0 or not self.is_behind()):
-            # a core comes for it, or was woken as well as we; set_watch decides anew
+        if shared and self.serving_cores and (self.idle_cores == 0 or not self.free or not self.is_behind()):
+            # a core comes for it sooner than another could be woken, or was woken as well as we; set_watch decides anew
+            self.calm = False
             epoll_ctl(self.epoll, EPOLL_CTL_DEL, self.listeners[number].fd, NULL)
             self.listeners[number].watched = False
             return 0
@@ -1365,7 +1370,7 @@ cdef class Front:
         self.look_anew = True
         if k.schedstat >= 0:
             close(k.schedstat)
-        k.schedstat, k.measured_ns = -1, 0
+        k.schedstat, k.measured_ns, k.use = -1, 0, -1
         self.read_rest(core)
         close(k.channel)  # leaves the epoll with it: nobody else holds our end
         close(k.far)
@@ -2001,6 +2006,11 @@ cdef uint64_t longest_wait(const Arrivals *arrivals, uint64_t now, uint64_t acce
         if arrivals.total[number % 128] > accepted:
             return now - arrivals.when[number % 128]
     return 0
+
+
+cdef double share(double part, double whole):
+    """From 0 to 1. The two are taken one after the other, and not everything is counted by the same clock."""
+    return part / max(part, whole) if part > 0 else 0.0
 
 
 cdef bint any_bit(uint64_t *bitmap, int cores):

@@ -986,8 +986,11 @@ cdef class Core:
         if load_seq_i32(&self.board.wanted) > 0 or load_seq_u32(&self.board.passed_on) != passed_on:
             return AGAIN if clear_bit(self.waiting_bits, self.index) else CHANNEL
         with nogil:
+            self.slot.waiting_since_ns = now_ns()
             n = epoll_wait(self.sockets.epoll, &event, 1, -1)
             cleared = clear_bit(self.waiting_bits, self.index)  # here: a thread of the application may keep the GIL
+            self.slot.waited_ns += now_ns() - self.slot.waiting_since_ns
+            self.slot.waiting_since_ns = 0
         if not cleared:
             if n > 0 and event.data.u64 != CHANNEL:  # the kernel has told nobody else of that connection
                 add_seq_u32(&self.board.passed_on, 1)

@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -280,6 +281,16 @@ def test_an_idle_server_sleeps(start: Start) -> None:
     pids = [worker.pid for worker in server.wait_workers(4)]
     wait_until(lambda: switches([server.pid], 2.0) <= 10, message="the master calms down")
     assert switches(pids, 2.0) == 0
+
+
+def test_the_master_sleeps_while_cores_serve_that_wait_themselves(start: Start) -> None:
+    """Requests of 0.2 s, one after the other: it ticks, and that is all."""
+    server = start(options("processes = 2"))
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(lambda: [ask(server, "/stack") for _ in range(12)])
+        wakeups = switches([server.pid], 2.0)
+        assert len(asking.result()) == 12
+    assert wakeups <= 50  # ten ticks a second, and some for the log
 
 
 def switches(pids: list[int], seconds: float) -> int:

@@ -10,6 +10,7 @@ import select
 import socket
 import struct
 import threading
+import time
 
 import pytest
 from support.one_process import NO_REQUESTS, Recorder
@@ -139,16 +140,16 @@ class Measurements(Recorder):
 
     def __init__(self):
         super().__init__()
-        self.measured, self.cores, self.watched = [], 0, lambda: None
+        self.measured, self.cores, self.watched, self.wake = [], 0, lambda: None, 100
 
-    def is_grinder(self, use, cpu_per_request):
+    def is_grinder(self, use, cpu_seconds, requests):
         self.cores += 1
         return True
 
     def decide_wakeups(self, use, grinders, overdue):
         self.measured.append((self.cores, grinders, self.watched()))
         self.cores, now = 0, self.cores
-        return Decision(watch=False, wake=overdue, rest=self.rest(now))
+        return Decision(watch=False, wake=min(overdue, self.wake), rest=self.rest(now))
 
     def rest(self, cores):
         return 0
@@ -174,6 +175,68 @@ def test_cores_are_not_sent_to_sleep_for_old_figures(pulling):
     assert {bench.answer(client)[-6:] for client in clients} == {
         b"core %d" % core for core, _ in bench.application.begun
     }
+
+
+def test_when_nobody_is_accepted_any_more_the_cores_are_measured_at_each_look(pulling):
+    """Those who have ground small requests until now may all be stuck."""
+    events = Measurements()
+    bench = pulling(processes=3, most_waiting=1, events=events)
+    clients = [bench.send("/wait")]
+    bench.until(lambda: len(bench.application.begun) == 1)
+    events.wake = 0
+    clients.append(bench.send("/wait"))
+    bench.until(lambda: events.measured)  # the second may have been pushed before
+    clients.append(bench.send("/x"))
+    bench.until(lambda: bench.front.waiting and events.measured[-1][0])
+    before, busy = len(events.measured), events.measured[-1][0]
+    bench.until(lambda: len(events.measured) >= before + 5)
+    assert [cores for cores, _, _ in events.measured[before : before + 5]] == [busy] * 5
+    bench.application.let_go.release(2)
+    for client in clients:
+        bench.answer(client)
+
+
+def test_a_core_that_grinds_is_not_helped_by_one_that_would_have_to_wake_up(pulling):
+    """Also when nothing waited a moment ago, so that the master looks at the sockets itself."""
+    bench = pulling(processes=2, most_waiting=1)
+    bench.events.decision = Decision(watch=False, wake=0, rest=0)
+    clients = [bench.send("/wait")]
+    bench.until(lambda: len(bench.application.begun) == 1)
+    clients.append(bench.send("/x"))
+    bench.until(lambda: bench.events.decided)
+    bench.application.let_go.release()
+    for client in clients:
+        bench.answer(client)
+    bench.until(lambda: not select.select([bench.front.epoll_fd], [], [], 0.05)[0])  # all is calm: no timer
+    assert bench.front.parked == 1
+    pushed = bench.front.counters["pushed"]
+    clients = [bench.send("/wait"), bench.send("/x")]
+    decided = bench.events.decided
+    bench.until(lambda: bench.events.decided > decided + 3)
+    assert (bench.front.waiting, bench.front.counters["pushed"]) == (1, pushed)
+    bench.application.let_go.release()
+    assert len({bench.answer(client)[-6:] for client in clients}) == 1
+
+
+def test_what_a_core_uses_while_it_waits_for_requests_does_not_count(pulling):
+    """One that computes in every request has a high use, however few there are."""
+    events, uses = Measurements(), []
+    bench = pulling(events=events)
+    events.is_grinder = lambda use, cpu_seconds, requests: uses.append(use) or True
+
+    def measure():
+        """Two requests, the second of which must wait: so the master looks."""
+        uses.clear()
+        clients = [bench.send("/compute"), bench.send("/x")]
+        bench.until(lambda: uses)
+        for client in clients:
+            bench.answer(client)
+        return uses[0]
+
+    measure()
+    measured_at = time.monotonic()
+    bench.until(lambda: time.monotonic() > measured_at + 1)
+    assert measure() > 0.6  # half of it is from before
 
 
 def test_a_core_that_was_woken_is_measured_from_then_on(pulling):

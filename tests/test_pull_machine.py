@@ -929,6 +929,35 @@ def test_a_core_that_was_woken_for_a_connection_has_no_descriptor_for_it(pulling
     assert [core.state for core in machine.cores].count(SERVING) == 1
 
 
+def test_a_connection_is_passed_on_while_all_is_calm(pulling):
+    """No timer runs then, and the only other core is parked."""
+    machine = pulling(2, most_waiting=1)
+    machine.the_decision_changes(watch=False, wake=1, rest=0)
+    for served in range(2):
+        machine.connect(0)
+        while sum(core.state == SERVING for core in machine.cores) == served:
+            machine.all_go_on()
+    for core in machine.cores:
+        core.end_request()
+    machine.cores_go_on()
+    while readable(machine.front.epoll_fd, TIMER_S):
+        machine.all_go_on()
+    machine.connect(0, half=True)
+    machine.all_go_on()
+    while readable(machine.front.epoll_fd):
+        machine.all_go_on()
+    assert sorted(core.state for core in machine.cores) == [ASLEEP, PARKED]
+    machine.connect(0)
+    machine.clients[2].send_rest()
+    machine.the_callback_runs([])
+    machine.cores_go_on()
+    assert [core.state for core in machine.cores].count(SERVING) == 1
+    while machine.somebody_waits_in_vain():
+        machine.a_free_core_will_be_woken()
+        machine.all_go_on()
+    machine.everybody_is_served()
+
+
 def sleeping_in_the_order_of_claims(pulling, processes):
     """The master claims the last core first; now the kernel wakes it first, too."""
     machine = pulling(processes, started=False)

@@ -155,6 +155,7 @@ def test_a_fork_that_hangs_is_given_up_and_tried_again(start: Start, hook: str, 
     once.touch()
     server = start(options("threads = 2", "spawn-timeout = 1"), env={"AGEING_HOOK": hook, "AGEING_ONCE": str(once)})
     (old,) = server.wait_workers(1)
+    assert pid_of(server) == old.pid  # it is ready: a server that never served doesn't try again
     once.unlink()
     os.kill(old.pid, signal.SIGKILL)
     server.wait_log(line)

@@ -9,19 +9,22 @@ from wsgimaster.processes import cpus
 from wsgimaster.wakeups import Decision, decide, is_grinder
 
 CORES = {
-    "a sleeper: 10 ms of waiting, 50 us of computing": (0.005, 50e-6, False),
-    "hello world, without a pause": (0.98, 10e-6, True),
-    "hello world, now and then": (0.3, 10e-6, False),
-    "2 ms of computing, without a pause": (1.0, 2e-3, False),
-    "stuck in one request": (1.0, 10e-3, False),
-    "half computing, half waiting": (0.5, 100e-6, False),
-    "unknown": (0.0, 0.0, False),
+    # use while in requests, CPU seconds, requests
+    "a sleeper: 10 ms of waiting, 50 us of computing": (0.005, 50e-6, 1, False),
+    "hello world, without a pause": (1.0, 9.8e-3, 980, True),
+    "hello world, now and then": (1.0, 40e-6, 4, True),
+    "hello world, and the measurement is a little off": (0.9, 9e-3, 900, True),
+    "100 us of computing, 75 us of waiting": (0.57, 5.7e-3, 57, False),
+    "2 ms of computing, without a pause": (1.0, 10e-3, 5, False),
+    "stuck in one request, computing": (1.0, 10e-3, 0, False),
+    "stuck in one request, waiting": (0.0, 0.0, 0, False),
+    "has waited for a request": (0.0, 0.0, 0, False),
 }
 
 
-@pytest.mark.parametrize(("use", "cpu_per_request", "grinds"), CORES.values(), ids=CORES)
-def test_is_grinder(use, cpu_per_request, grinds):
-    assert is_grinder(use, cpu_per_request) is grinds
+@pytest.mark.parametrize(("use", "cpu_seconds", "requests", "grinds"), CORES.values(), ids=CORES)
+def test_is_grinder(use, cpu_seconds, requests, grinds):
+    assert is_grinder(use, cpu_seconds, requests) is grinds
 
 
 FREE = Decision(watch=True, wake=0, rest=0)
@@ -35,7 +38,9 @@ DECISIONS = {
     "CPU-bound, nobody waits for long": (2, 2.0, 0, 0, Decision(watch=False, wake=0, rest=0)),
     "CPU-bound, three wait behind it": (2, 2.0, 0, 3, Decision(watch=False, wake=3, rest=0)),
     "as many grinders as CPUs: who waits is served": (2, 1.9, 2, 200, Decision(watch=False, wake=0, rest=0)),
+    "as many grinders as CPUs, with pauses": (2, 0.6, 2, 0, Decision(watch=False, wake=0, rest=0)),
     "more grinders than CPUs": (2, 15.0, 16, 200, Decision(watch=False, wake=0, rest=14)),
+    "more grinders than CPUs, with pauses": (2, 0.6, 16, 0, Decision(watch=False, wake=0, rest=14)),
     "mixed: two compute, one grinds": (2, 2.9, 1, 4, Decision(watch=False, wake=4, rest=0)),
     "mixed: two compute, two grind": (2, 3.9, 2, 4, Decision(watch=False, wake=0, rest=0)),
     "mixed: two compute, five grind": (2, 6.9, 5, 4, Decision(watch=False, wake=0, rest=3)),
@@ -53,12 +58,13 @@ def test_decide(cpus, use, grinders, overdue, decision):
 
 MEASURE_MS = 10  # _front.pyx: what cores have used is measured every ten milliseconds, looked at every two
 
-# What a core did since the last look: its use, and its CPU time per request
+# What a core did since the last measurement: its use, its use while in requests, CPU seconds, requests
 DOES = {
-    "s": (0.005, 50e-6),  # its requests wait for something, 10 ms each
-    "g": (0.98, 10e-6),  # small requests, without a pause
-    "c": (1.0, 2e-3),  # computes
-    "h": (0.5, 100e-6),  # half of both
+    "s": (0.005, 0.005, 50e-6, 1),  # its requests wait for something, 10 ms each
+    "g": (0.98, 1.0, 9.8e-3, 980),  # small requests, without a pause
+    "p": (0.3, 1.0, 3e-3, 300),  # small requests, with pauses
+    "c": (1.0, 1.0, 10e-3, 5),  # computes
+    "h": (0.5, 0.5, 5e-3, 50),  # half of both
 }
 ASLEEP = "."
 
@@ -94,6 +100,14 @@ TRACES = {
         (40, "g.......", 0, True, 0, 0),  # fewer come
         (50, "gg......", 0, True, 0, 0),
         (60, "gg......", 3, False, 0, 0),
+    ],
+    "small requests with pauses: a core that grinds is back before another has woken up": [
+        (0, "p.......", 0, True, 0, 0),
+        (10, "ppp.....", 0, True, 0, 0),
+        (20, "pppp....", 0, False, 0, 1),  # the fourth was just woken
+        (30, "pppp....", 0, False, 0, 2),
+        (40, "pp......", 0, False, 0, 0),
+        (50, "ps......", 0, True, 0, 0),  # one got something that waits
     ],
     "nobody has gone to sleep yet": [
         (0, "gggg....", 0, True, 0, 0),
@@ -142,7 +156,7 @@ def replay(cpus, looks):
         fresh = ms - measured_ms >= MEASURE_MS
         if fresh:
             figures = [DOES[cores[core]] for core in awake & measured]
-            use, grinders = sum(use for use, _ in figures), sum(is_grinder(*figure) for figure in figures)
+            use, grinders = sum(figure[0] for figure in figures), sum(is_grinder(*figure[1:]) for figure in figures)
             measured_ms, measured = ms, awake
         decision = decide(cpus, use, grinders, overdue)
         if fresh:

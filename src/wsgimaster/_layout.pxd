@@ -108,6 +108,8 @@ cdef extern from * nogil:
         /* the worker writes, rarely */
         uint64_t deadline_ns;          /* CLOCK_MONOTONIC; the application's own for this request, or 0 */
         uint32_t awake;                /* 1: the core isn't parked */
+        uint64_t waited_ns;            /* at the listening sockets, since the worker was born; without: */
+        uint64_t waiting_since_ns;     /* CLOCK_MONOTONIC; it waits there now, or 0 */
         /* the worker writes: of the request `text_of`, which is 0 while it writes */
         LINE uint64_t text_of;
         uint64_t id;
@@ -299,6 +301,7 @@ cdef extern from * nogil:
         uint64_t log_tail, condemned, softened
         uint64_t deadline_ns
         uint32_t awake
+        uint64_t waited_ns, waiting_since_ns
         uint64_t text_of, id
         uint16_t method_bytes, uri_bytes, address_bytes
         char text[488]

@@ -8,6 +8,7 @@ import select
 import socket
 import struct
 import threading
+import time
 
 import pytest
 
@@ -35,7 +36,7 @@ class Recorder:
 
     decision = wakeups.Decision(watch=True, wake=0, rest=0)
 
-    def is_grinder(self, use, cpu_per_request):
+    def is_grinder(self, use, cpu_seconds, requests):
         return False
 
     def decide_wakeups(self, use, grinders, overdue):
@@ -89,7 +90,7 @@ NO_REQUESTS = [
 
 
 class Application:
-    """Answers "core N"; a request for /wait waits until it is let go."""
+    """Answers "core N"; a request for /wait waits until it is let go, one for /compute computes for 0.1 s."""
 
     def __init__(self):
         self.begun, self.let_go = [], threading.Semaphore(0)
@@ -100,6 +101,10 @@ class Application:
             self.begun.append((core, path))
             if path.startswith("/wait"):
                 assert self.let_go.acquire(timeout=20)
+            elif path == "/compute":
+                until = time.thread_time() + 0.1
+                while time.thread_time() < until:
+                    pass
             start_response("200 OK", [])
             return [b"core %d" % core]
 
