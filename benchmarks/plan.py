@@ -30,6 +30,8 @@ class Group:
 
     way: "direct" (uwsgi protocol, straight at the server's socket) or "nginx" (HTTP to an nginx in front of it).
     logged: whether each request gets its line in the server's log.
+    rate: arrivals a second, whether or not earlier ones were answered (`clients` are then the most at once); 0: each
+    client asks again when it has its answer.
     """
 
     way: str
@@ -39,11 +41,13 @@ class Group:
     contenders: tuple[str, ...]
     threads: int = 1
     logged: bool = False
+    rate: int = 0
 
     @property
     def name(self) -> str:
         shape = f"{self.workers} x {self.threads}" if self.threads > 1 else f"{self.workers} workers"
-        return f"{self.app}, {shape}, {self.way}{', request log' if self.logged else ''}"
+        rest = f"{', request log' if self.logged else ''}{f', {self.rate:,} requests/s' if self.rate else ''}"
+        return f"{self.app}, {shape}, {self.way}{rest}"
 
 
 def matrix(workers: tuple[int, ...] = MATRIX_WORKERS, clients: tuple[int, ...] = MATRIX_CLIENTS) -> Iterator[Group]:
@@ -51,6 +55,13 @@ def matrix(workers: tuple[int, ...] = MATRIX_WORKERS, clients: tuple[int, ...] =
         contenders = (*COMPARED, PUSH) if app == "hello" else COMPARED
         for count in workers:
             yield Group("direct", app, count, clients, contenders)
+
+
+def mix_at_a_rate() -> Iterator[Group]:
+    """Slow requests keep more than half of the workers busy. In a closed loop a server that is quick with the fast
+    requests gets the more slow ones for it, until all workers are in one; here all servers get the same."""
+    for workers, rate in ((2, 120), (16, 1000), (64, 4000)):
+        yield Group("direct", "mix", workers, (1024,), (*UWSGI, OURS), rate=rate)
 
 
 # Behind nginx each server speaks the protocol that suits it best. These six cells have every server.
@@ -96,6 +107,7 @@ PLANS = {
         groups=(
             *matrix(),
             Group("direct", "hello", MANY_WORKERS, LOADED_CLIENTS, COMPARED),
+            *mix_at_a_rate(),
             *behind_nginx(),
             WITH_LOG,
             WITH_THREADS,
@@ -108,6 +120,7 @@ PLANS = {
         groups=(
             *matrix(workers=(2, 16), clients=(1, 32)),
             Group("direct", "hello", 64, LOADED_CLIENTS, COMPARED),
+            *mix_at_a_rate(),
             Group("nginx", "hello", 16, (32,), (*COMPARED, *OTHERS)),
             WITH_LOG,
             WITH_THREADS,

@@ -214,7 +214,7 @@ def start_servers(
 
 def labels_of(group: Group) -> dict[str, Any]:
     fields = dataclasses.asdict(group)
-    return {name: fields[name] for name in ("way", "app", "workers", "threads", "logged")}
+    return {name: fields[name] for name in ("way", "app", "workers", "threads", "logged", "rate")}
 
 
 def measure_cell(
@@ -223,12 +223,14 @@ def measure_cell(
     options = {"clients": labels["clients"]}
     if group.app == "mix":
         options["slow_every"] = plan.SLOW_EVERY
+    if group.rate:
+        options["rate"] = group.rate
     http = nginx is not None
 
     def take() -> dict[str, Any]:
         return measure(server, nginx, lambda: run_load(address, run.plan.seconds, http=http, **options))
 
-    run_load(address, run.plan.warmup, http=http, clients=labels["clients"])
+    run_load(address, run.plan.warmup, http=http, clients=min(labels["clients"], 256))
     measure_until_accepted(run, take, labels)
     server.check_alive()
 

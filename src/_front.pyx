@@ -41,8 +41,8 @@ Pull (`dispatch = auto`). Cores then hold the listening sockets for uwsgi themse
 
 A core that waits at the sockets can be *claimed* (its waiting bit, _layout.pxd), and is then pushed to like an idle one.
 Our own entry for such a socket is exclusive and stands behind those of the cores, so the kernel wakes us only for a
-connection that no core waits for; and it is there only while we could do something about it (`set_watch`). What we then
-accept goes the usual way. Who was woken for a connection and doesn't take it must pass it on, since the kernel tells
+connection that no core waits for; and it is there only while we could do something about it, or begin to look every few
+milliseconds (`set_watch`). What we then accept goes the usual way. Who was woken for a connection and doesn't take it must pass it on, since the kernel tells
 nobody else: a claimed core counts it and rings (`take_passed_on`), a parked or dead one makes us look again (`look_anew`).
 
 Nothing here blocks, and nothing here decides about processes: what is rare or a matter of policy goes to the
@@ -353,7 +353,7 @@ cdef class Front:
     cdef int netlink, timer
     cdef uint64_t period_ns       # of the timer
     cdef bint free                # cores may be woken for every connection: wakeups.py
-    cdef bint calm                # nobody waits, and a core would take the next connection itself
+    cdef bint calm                # as of the last look, nobody waits, and a core would take the next connection itself
     cdef bint stopping            # no core pulls any more
     cdef bint look_anew           # a core may have been woken for a connection and not taken it
     cdef bint came                # somebody was accepted at a shared socket in this callback
@@ -416,6 +416,7 @@ cdef class Front:
         for i in range(cores):
             self.cores[i].process = i // threads
             self.cores[i].channel = self.cores[i].far = self.cores[i].client = self.cores[i].schedstat = -1
+            self.cores[i].use = -1
         clear(&self.heads)
         clear(&self.queue)
         clear(&self.lingerers)
@@ -563,7 +564,7 @@ cdef class Front:
         """The timer's: what waits in the kernel, should a core be woken for it, and is it too much?"""
         cdef int waiting = self.backlog()
         read_timer(self.timer)
-        if self.reconsider(waiting):
+        if self.core_count > self.most_waiting and self.reconsider(waiting):  # else nobody is ever parked for long
             waiting = self.backlog()
         self.keep_limits(waiting)
         self.calm = waiting == 0 and any_bit(self.waiting_bits, self.core_count)
@@ -573,13 +574,15 @@ cdef class Front:
         """Let wakeups.py decide, and carry it out. Returns how many cores were woken."""
         cdef uint64_t now = now_ns()
         cdef uint64_t accepted = self.accepted()
-        # At once when nobody was accepted since the last look: those who grind may all be stuck.
-        cdef bint measured = now - self.measured_ns >= MEASURE_NS or (waiting and accepted == self.accepted_before)
+        # Sooner when nobody was accepted since the last look: those who grind may all be stuck. But two looks may come
+        # one right after the other, the first of them late.
+        cdef bint measured = now - self.measured_ns >= (
+            LOOK_NS // 2 if waiting and accepted == self.accepted_before else MEASURE_NS)
         cdef int woken = 0
         self.accepted_before = accepted
         if measured:
             self.measure(now)
-        note_arrivals(&self.recent, now, self.accepted() + waiting)
+        note_arrivals(&self.recent, now, accepted + waiting)
         self.free, wake, rest = self.events.decide_wakeups(
             self.use, self.grinders, min(waiting, waited(&self.recent, now, OVERDUE_NS, self.accepted())))
         if measured:  # else those who have gone to sleep since are among the grinders still
@@ -626,10 +629,10 @@ cdef class Front:
     cdef int keep_limits(self, int waiting) except -1:
         """503 to those who wait at the shared sockets and are too many, or have waited for too long: the oldest, since
         they come out first. A backlog that is nearly full counts as too many: a full one turns people away unanswered."""
-        cdef uint64_t now = now_ns()
+        cdef uint64_t now = now_ns(), accepted = self.accepted()
         cdef int number
         if self.queue_timeout_ns:
-            note_arrivals(&self.past, now, self.accepted() + waiting)
+            note_arrivals(&self.past, now, accepted + waiting)
             if self.refuse_oldest(TOO_LATE, min(waiting, waited(&self.past, now, self.queue_timeout_ns, self.accepted()))):
                 waiting = self.backlog()
         if self.refuse_oldest(TOO_MANY, min(waiting, waiting + self.queue.length - self.waiting_limit)):
@@ -662,10 +665,10 @@ cdef class Front:
         for number in range(self.listener_count):
             listener = &self.listeners[number]
             listener.crowd = 0
-            if listener.shared and listener.open and is_readable(listener.fd):  # 1 us; to be told how many takes 20
+            if listener.shared and listener.open:
                 here = unix_backlog(self.netlink, listener.inode, &most) if listener.local else tcp_backlog(listener.fd, &most)
                 listener.crowd = here - <int32_t>(most - most // 8) if here >= 0 else 0
-                total += here if here >= 0 else 1
+                total += here if here >= 0 else is_readable(listener.fd)
         return total
 
     cdef int measure(self, uint64_t now) except -1:
@@ -693,7 +696,8 @@ cdef class Front:
                 passed = <int64_t>(now - k.measured_ns) - <int64_t>(delayed - k.delayed_ns)
                 occupied = passed - <int64_t>(waited - k.outside_ns)
                 self.use += share(used, passed)
-                k.use = share(used, occupied) if k.use < 0 else (k.use + share(used, occupied)) / 2
+                if served != k.served or not since:  # else it has only waited
+                    k.use = share(used, occupied) if k.use < 0 else (k.use + share(used, occupied)) / 2
                 self.grinders += bool(self.events.is_grinder(k.use, used / 1e9, <int64_t>(served - k.served)))
             k.measured_ns, k.ran_ns, k.delayed_ns, k.outside_ns, k.served = now, ran, delayed, waited, served
         return 0
@@ -798,9 +802,11 @@ cdef class Front:
         if not self.listeners[number].open or self.paused:
             return 0
         self.came |= shared
-        if shared and self.serving_cores and (self.idle_cores == 0 or not self.free or not self.is_behind()):
+        cdef bint help_is_useless = self.idle_cores == 0 or (not self.free and self.idle_cores < self.serving_cores)
+        if shared and self.serving_cores and (help_is_useless or not self.is_behind()):
             # a core comes for it sooner than another could be woken, or was woken as well as we; set_watch decides anew
             self.calm = False
+            note_arrivals(&self.recent, now_ns(), self.accepted() + 1)
             epoll_ctl(self.epoll, EPOLL_CTL_DEL, self.listeners[number].fd, NULL)
             self.listeners[number].watched = False
             return 0
@@ -858,7 +864,7 @@ cdef class Front:
     cdef int pause(self, int error) except -1:
         """No descriptor or memory is left: stop looking at the listeners until the next tick."""
         if not self.paused:
-            self.paused = True
+            self.paused, self.calm = True, False
             self.pause_own(0)
             self.events.accepting_paused(strerror(error).decode())
         return 0
@@ -1837,6 +1843,9 @@ cdef class Front:
         self.ease_off()
         self.accept_for_idle()  # a core that waits may have been stopped
         empty_eventfd(self.doorbell)
+        self.take_passed_on()  # that may have been its ring
+        if self.calm and self.backlog():  # who was woken for it was stopped, or waits for its interpreter
+            self.calm = False
         cdef uint64_t now = now_ns()  # after everything that stamps a connection, or differences would be negative
         if self.paused and not self.held:
             self.paused = False

@@ -115,7 +115,7 @@ def test_cores_are_not_woken_when_that_is_no_use(pulling):
 
 def test_cores_go_to_sleep_when_that_is_better(pulling):
     """Two of three, all of them at work, after their requests, although others wait."""
-    bench = pulling(processes=3, most_waiting=3)
+    bench = pulling(processes=3, most_waiting=2)
     clients = [bench.send("/wait") for _ in range(3)]
     bench.until(lambda: len(bench.application.begun) == 3)
     waiting = [bench.send("/wait") for _ in range(3)]
@@ -221,7 +221,7 @@ def test_a_core_that_grinds_is_not_helped_by_one_that_would_have_to_wake_up(pull
 def test_what_a_core_uses_while_it_waits_for_requests_does_not_count(pulling):
     """One that computes in every request has a high use, however few there are."""
     events, uses = Measurements(), []
-    bench = pulling(events=events)
+    bench = pulling(processes=2, most_waiting=1, serving=[0], events=events)
     events.is_grinder = lambda use, cpu_seconds, requests: uses.append(use) or True
 
     def measure():

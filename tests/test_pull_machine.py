@@ -929,7 +929,8 @@ def test_a_core_that_was_woken_for_a_connection_has_no_descriptor_for_it(pulling
     assert [core.state for core in machine.cores].count(SERVING) == 1
 
 
-def test_a_connection_is_passed_on_while_all_is_calm(pulling):
+@pytest.mark.parametrize("ticks", [0, 1], ids=["", "a tick swallows the ring"])
+def test_a_connection_is_passed_on_while_all_is_calm(pulling, ticks):
     """No timer runs then, and the only other core is parked."""
     machine = pulling(2, most_waiting=1)
     machine.the_decision_changes(watch=False, wake=1, rest=0)
@@ -952,6 +953,8 @@ def test_a_connection_is_passed_on_while_all_is_calm(pulling):
     machine.the_callback_runs([])
     machine.cores_go_on()
     assert [core.state for core in machine.cores].count(SERVING) == 1
+    for _ in range(ticks):
+        machine.a_tick([])
     while machine.somebody_waits_in_vain():
         machine.a_free_core_will_be_woken()
         machine.all_go_on()

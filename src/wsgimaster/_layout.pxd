@@ -108,6 +108,7 @@ cdef extern from * nogil:
         /* the worker writes, rarely */
         uint64_t deadline_ns;          /* CLOCK_MONOTONIC; the application's own for this request, or 0 */
         uint32_t awake;                /* 1: the core isn't parked */
+        /* the worker writes, whenever it has nothing to do */
         uint64_t waited_ns;            /* at the listening sockets, since the worker was born; without: */
         uint64_t waiting_since_ns;     /* CLOCK_MONOTONIC; it waits there now, or 0 */
         /* the worker writes: of the request `text_of`, which is 0 while it writes */
