@@ -564,7 +564,7 @@ cdef class Front:
         """The timer's: what waits in the kernel, should a core be woken for it, and is it too much?"""
         cdef int waiting = self.backlog()
         read_timer(self.timer)
-        if self.core_count > self.most_waiting and self.reconsider(waiting):  # else nobody is ever parked for long
+        if self.serving_cores > self.most_waiting and self.reconsider(waiting):  # else nobody is parked for long
             waiting = self.backlog()
         self.keep_limits(waiting)
         self.calm = waiting == 0 and any_bit(self.waiting_bits, self.core_count)
