@@ -221,7 +221,7 @@ def test_a_core_that_grinds_is_not_helped_by_one_that_would_have_to_wake_up(pull
 def test_what_a_core_uses_while_it_waits_for_requests_does_not_count(pulling):
     """One that computes in every request has a high use, however few there are."""
     events, uses = Measurements(), []
-    bench = pulling(processes=2, most_waiting=1, serving=[0], events=events)
+    bench = pulling(processes=2, most_waiting=1, events=events)
     events.is_grinder = lambda use, cpu_seconds, requests: uses.append(use) or True
 
     def measure():
