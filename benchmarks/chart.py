@@ -25,7 +25,6 @@ text { font-size: 12px; fill: #1f2328; }
 .spread { stroke: #1f2328; stroke-width: 1.2; fill: none; }
 .floor { fill: #9aa4af; }
 .uwsgi { fill: #e3a857; }
-.gunicorn { fill: #6fae7d; }
 .wsgimaster { fill: #3b78d8; }
 @media (prefers-color-scheme: dark) {
   text { fill: #f0f6fc; }
@@ -35,7 +34,6 @@ text { font-size: 12px; fill: #1f2328; }
   .spread { stroke: #f0f6fc; }
   .floor { fill: #6e7681; }
   .uwsgi { fill: #b9802f; }
-  .gunicorn { fill: #4b8a5a; }
   .wsgimaster { fill: #4c8df0; }
 }
 """

@@ -105,7 +105,7 @@ def nginx_path() -> str | None:
 
 def server_block(name: str, upstream: Path, listener: Path) -> str:
     if CONTENDERS[name].protocol == "http":
-        forward, keepalive = HTTP_FORWARD.format(name=name), "keepalive 64;"
+        forward, keepalive = HTTP_FORWARD.format(name=name), "keepalive 256; keepalive_requests 1000000000;"
     else:
         params = [f"uwsgi_param {param} {value};" for param, value in UWSGI_PARAMS.items()]
         forward, keepalive = "\n".join([f"uwsgi_pass {name};", *params]), ""

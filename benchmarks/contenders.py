@@ -37,6 +37,7 @@ class Contender:
     threaded: str = ""
     unlogged: str = ""
     protocol: str = "uwsgi"  # that nginx speaks with it: uwsgi or http
+    helpers: int = 1  # processes besides the workers: the master; ours has a zygote, too
 
 
 # Each server gets what its own documentation advises for this use, and nothing that another can't have: the same
@@ -67,8 +68,8 @@ CONTENDERS = {
         Contender("gunicorn", "gunicorn, uwsgi protocol", f"{GUNICORN} --protocol uwsgi --worker-class sync"),
         Contender("gunicorn-gthread", "gunicorn, gthread", f"{GUNICORN} --worker-class gthread", protocol="http"),
         Contender("granian", "granian", GRANIAN, protocol="http"),
-        Contender("wsgimaster-push", "wsgimaster, push", f"{WSGIMASTER} --dispatch push", THREADS, NO_LOG),
-        Contender("wsgimaster-auto", "wsgimaster", WSGIMASTER, THREADS, NO_LOG),
+        Contender("wsgimaster-push", "wsgimaster, push", f"{WSGIMASTER} --dispatch push", THREADS, NO_LOG, helpers=2),
+        Contender("wsgimaster-auto", "wsgimaster", WSGIMASTER, THREADS, NO_LOG, helpers=2),
     )
 }
 
@@ -101,6 +102,7 @@ class Service:
     def __init__(self, name: str, command: list[str], log: Path, environment: dict[str, str] | None = None) -> None:
         self.name = name
         self.log = log
+        self.ended = False
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 command,
@@ -147,10 +149,12 @@ class Service:
         return (self.time() - before).total < QUIET_SHARE * QUIET_WINDOW
 
     def stop(self) -> None:
-        """Asks the server to end, and kills after a while what is left of its tree.
+        """Asks the server to end, and kills after a while what is left of its tree; nothing if it was ended before.
 
         The tree is looked up again each time: a server that is asked while it still starts may go on forking.
         """
+        if self.ended:  # its pid may be somebody else's by now
+            return
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         patience = time.monotonic() + STOP_TIMEOUT
@@ -163,12 +167,13 @@ class Service:
             self.process.poll()
             time.sleep(0.02)
         self.process.wait(STOP_TIMEOUT)
+        self.ended = True
 
     def _still_running(self, seen: set[tuple[int, int]]) -> set[tuple[int, int]]:
         """What was seen before or is in the tree now, and lives. A zombie is over; who reaps it isn't us."""
-        current = {process.identity: process for process in procfs.all_processes() if process.state != "Z"}
+        alive = {process.identity for process in procfs.all_processes() if process.state != "Z"}
         tree = {process.identity for process in procfs.tree_of(self.process.pid)}
-        return (seen | tree) & current.keys()
+        return (seen | tree) & alive
 
 
 def kill(pids: Iterable[int]) -> None:

@@ -814,6 +814,18 @@ static void parse_options(int argc, char **argv)
     parse_address(argv[optind]);
 }
 
+/* A soft limit of 1,024 descriptors is usual, and too few for 1,024 clients. */
+static void make_room(void)
+{
+    struct rlimit limit;
+    rlim_t wanted = (rlim_t)options.clients + 16;
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur >= wanted)
+        return;
+    limit.rlim_cur = wanted;
+    if (setrlimit(RLIMIT_NOFILE, &limit) < 0)
+        die("%d clients need %lu descriptors (ulimit -n)", options.clients, (unsigned long)wanted);
+}
+
 static double own_cpu_seconds(void)
 {
     struct rusage usage_of_self;
@@ -898,6 +910,7 @@ static void make_clients(void)
 int main(int argc, char **argv)
 {
     parse_options(argc, argv);
+    make_room();
     build_message(&usual_message, usual_path);
     if (options.slow_every > 0)
         build_message(&slow_message, slow_path);

@@ -5,7 +5,7 @@
  *
  * Each worker blocks in accept, reads one uwsgi packet, writes an answer that never changes, and closes. No
  * variables are parsed, no Python runs, nothing is counted. What it costs is what the kernel takes for
- * connections and wake-ups, and no server that forks workers can be cheaper on the same machine.
+ * connections and wake-ups; only who wakes fewer workers up can be cheaper on the same machine.
  * The answer is as long as that of apps/hello.py.
  *
  * The modes other than hello do what the app of that name in apps/ does before it answers: cpu burns 2 ms of

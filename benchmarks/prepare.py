@@ -64,6 +64,12 @@ def check_wsgimaster(python: str) -> None:
         )
 
 
+def check_same_python(python: str) -> None:
+    ours, theirs = (first_line([path, "--version"]) for path in (python, str(VENV / "bin" / "python")))
+    if ours != theirs:
+        raise MissingError(f"wsgimaster has {ours}, benchmarks/.venv has {theirs}: remove that folder and try again")
+
+
 # ---- the machine and the versions -----------------------------------------------------------------
 
 
@@ -107,7 +113,7 @@ def wsgimaster_version(python: str) -> str:
 
 def describe_versions(python: str) -> dict[str, str]:
     return {
-        "Python": platform.python_version(),
+        "Python": version_in(first_line([python, "--version"])),
         "wsgimaster": wsgimaster_version(python),
         "uWSGI": version_in(first_line([str(VENV / "bin" / "uwsgi"), "--version"])),
         "gunicorn": version_in(first_line([str(VENV / "bin" / "gunicorn"), "--version"])),

@@ -18,7 +18,7 @@ from pathlib import Path
 
 TICKS = os.sysconf("SC_CLK_TCK")
 OWN_PID = os.getpid()
-LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class TreeTime:
 def read_process(pid: int) -> Process | None:
     """One row of the process table, or None when the process is gone."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")  # its name may be cut anywhere
     except (FileNotFoundError, ProcessLookupError):
         return None
     # The name stands in brackets and may hold anything, brackets and blanks too: begin behind the last one.

@@ -12,6 +12,7 @@ import chart
 from plan import APPS, FLOOR, LOADED_CLIENTS, MANY_WORKERS, MATRIX_WORKERS, OURS, PUSH, UWSGI
 
 EN_DASH = "\u2013"
+FORMAT = 2  # of the raw file
 
 # What we promise, as multiples of the better of uWSGI's two settings, by number of workers.
 CPU_GOALS = {2: 1.0, 16: 0.65, 64: 0.6, 128: 0.5}
@@ -24,21 +25,22 @@ RECOVERY_GOAL_MS = 1000
 
 METHOD = """\
 There are {rounds} rounds. In each, the servers that are compared are started afresh together, and when all are up and
-silent they are asked one after the other, in random order: {warmup:g} s to warm up and {seconds:g} s measured, for each
-number of clients. So those whose figures are divided by each other were measured within seconds of each other.
+silent they are asked one after the other, in random order: {warmup:g} s to warm up and {seconds:g} s measured, for
+each number of clients. So those whose figures are divided by each other were measured within seconds of each other.
 All servers run the same application with the same number of worker processes and threads, and listen on a unix socket.
-The client is a compiled closed loop that speaks the uwsgi protocol, one request per connection, with 21 variables as a
-browser behind nginx produces them, and checks status and length (1,024 bytes) of every answer; behind nginx the same
-program speaks HTTP with keep-alive, nginx has one worker and speaks with each server the protocol that it speaks best.
-*Server CPU per request* is the user and system time that the server's whole process tree spent in the window,
-children that ended included, over the requests that it served in it; clients and nginx are not in it.
+The client is a compiled closed loop (at a fixed rate an open one) that speaks the uwsgi protocol, one request per
+connection, with 21 variables as a browser behind nginx produces them, and checks status and length (1,024 bytes) of
+every answer; behind nginx the same program speaks HTTP with keep-alive, nginx has one worker and speaks with each
+server the protocol that it speaks best. *Server CPU per request* is the user and system time that the server's whole
+process tree spent in the window, children that ended included, over the requests that it served in it; clients and
+nginx are not in it.
 A measurement with a single answer other than a complete 200 is refused, and so is one during which other processes took
 more than 0.25 of a core, or the hypervisor more than 0.1.
 """
 
 HOW_TO_READ = """\
 - The numbers are medians over the rounds, in brackets the quartiles. Where the brackets of two servers overlap, don't
-  say that one is better.
+  say that one is better. "Spread" in a goal means the quartiles, too: it is not below 1 if the upper one isn't.
 - **Read the ratios, not the microseconds.** Each ratio is taken inside one round, between two servers measured shortly
   after each other, so a machine that is slower today cancels out. The microseconds of two different runs, let alone of
   two machines, can't be compared.
@@ -46,11 +48,13 @@ HOW_TO_READ = """\
 - Server CPU per request is the number that matters on a busy host, and the one that depends least on the client, which
   shares the cores with the server here. Throughput contains the client's own cost per request (and nginx's, where it is
   used) and so differs less between servers than they do.
-- Latency is that of a closed loop: with 32 clients, 32 requests are always outstanding, so p50 is nearly the reverse of
-  throughput and says little about a server at ordinary load.
+- Except at a fixed rate, latency is that of a closed loop: with 32 clients, 32 requests are always outstanding, so p50
+  is nearly the reverse of throughput and says little about a server at ordinary load.
 - In `mix` the latencies are those of the fast requests: how long does somebody wait whose request takes nothing, while
   others take a second? No server can do anything about it once all workers are in slow requests.
-- The bare C loop parses nothing and runs no Python: nobody gets there. It says how much of each number is the kernel's.
+- The bare C loop parses nothing and runs no Python: with two workers it says how much of each number is the kernel's.
+  With more, all that are idle take turns, so that each connection wakes a process up; who keeps fewer awake can be
+  cheaper.
 """
 
 
@@ -105,14 +109,22 @@ class Results:
         self.document = document
         self.labels = {row["name"]: row["label"] for row in document["contenders"]}
         self.accepted = [record for record in document["records"] if record["refused"] is None]
+        self.planned: dict[Cell, list[str]] = {  # every cell that was to be measured, with its servers
+            Cell(g["way"], g["app"], g["workers"], clients, g["threads"], g["logged"], g["rate"]): g["contenders"]
+            for g in document["plan"]["groups"]
+            for clients in g["clients"]
+        }
         self.rows: dict[Cell, dict[str, dict[int, dict[str, Any]]]] = {}
         for record in self.accepted:
             cell = Cell(*(record[name] for name in ("way", "app", "workers", "clients", "threads", "logged", "rate")))
             self.rows.setdefault(cell, {}).setdefault(record["contender"], {})[record["round"]] = record
 
     def cells(self, way: str, app: str) -> list[Cell]:
-        """Of the matrix, or behind nginx: nothing special about them."""
-        return sorted(cell for cell in self.rows if cell == Cell(way, app, cell.workers, cell.clients))
+        """Those that were planned, measured or not: of the matrix, or behind nginx."""
+        return sorted(cell for cell in self.planned if cell == Cell(way, app, cell.workers, cell.clients))
+
+    def rated_cells(self) -> list[Cell]:
+        return sorted(cell for cell in self.planned if cell.rate)
 
     def names(self, cells: Iterable[Cell]) -> list[str]:
         """Servers that have something in these cells, in the order of the table of contenders."""
@@ -136,7 +148,7 @@ class Results:
         medians = {
             other: summary.median for other in UWSGI if (summary := self.summary(cell, other, quantity)) is not None
         }
-        if not medians:
+        if len(medians) < len(UWSGI):  # which one is better isn't known
             return None
         best = max if quantity == "throughput" else min
         return self.ratio(cell, quantity, name, best(medians, key=lambda other: medians[other]))
@@ -147,6 +159,15 @@ class Results:
             for row in self.document["specials"]
             if row["what"] == what and contender in (None, row.get("contender"))
         )
+
+    def special_ratio(self, what: str, quantity: str) -> Summary | None:
+        """Ours to uWSGI's, round by round."""
+        found: dict[str, dict[int, float]] = {OURS: {}, UWSGI[0]: {}}
+        for row in self.document["specials"]:
+            if row["what"] == what:
+                found[row["contender"]][row["round"]] = row[quantity]
+        ours, theirs = found[OURS], found[UWSGI[0]]
+        return summary_of(ours[number] / theirs[number] for number in ours if number in theirs)
 
 
 # ---- tables ---------------------------------------------------------------------------------------
@@ -228,7 +249,7 @@ def nginx_section(results: Results) -> str:
 def variants_section(results: Results) -> str:
     """The cells that differ from the matrix in one thing: a rate, threads, the request log."""
     text = ""
-    rated = sorted(cell for cell in results.rows if cell.rate)
+    rated = results.rated_cells()
     if rated:
         text += (
             "## mix at a fixed rate\n\nArrivals don't wait for answers, so that all servers get the same requests.\n\n"
@@ -278,7 +299,7 @@ def special_section(results: Results) -> str:
         ["p99 in slices of 100 ms before the pause, µs", of(stopped, "before_p99_us")],
         ["the worst slice before it", of(stopped, "worst_before_p99_us")],
         ["the worst slice in it and after", of(stopped, "worst_after_p99_us")],
-        ["three slices in a row are no worse than the worst before after, ms", of(stopped, "recovered_after_ms")],
+        ["until three slices in a row are below twice the usual, ms", of(stopped, "recovered_after_ms")],
     ]
     moments = {"before": "after a second of load", "with": "with 10,000 idle connections", "after": "after them"}
     memory_rows = [
@@ -287,7 +308,9 @@ def special_section(results: Results) -> str:
     ]
     for name in (UWSGI[0], OURS):
         uss = of("memory of a worker", "worker_uss_kib", 1, name, 1 / 1024)
+        tree = of("memory of a worker", "tree_pss_kib", 1, name, 1 / 1024)
         memory_rows.append([f"worker with a Django project (USS), {results.labels.get(name, name)}", uss])
+        memory_rows.append([f"the whole server with four of them (PSS), {results.labels.get(name, name)}", tree])
     idle_rows = [
         [results.labels.get(name, name), of("idling", "master", 1, name), of("idling", "workers", 1, name)]
         for name in (UWSGI[0], OURS)
@@ -299,7 +322,7 @@ def special_section(results: Results) -> str:
         f"{table(['', 'median (quartiles)'], pause_rows)}\n"
         f"## Memory, MiB\n\n{table(['', 'median (quartiles)'], memory_rows)}\n"
         "## Idling: wake-ups a second with 4 workers\n\n"
-        f"{table(['server', 'master', 'all workers together'], idle_rows)}\n"
+        f"{table(['server', 'master and helpers', 'all workers together'], idle_rows)}\n"
     )
 
 
@@ -344,21 +367,26 @@ def matrix_goals(results: Results) -> Iterable[list[str]]:
         yield goal_row(f"hello, {workers} workers, 1 client: p50 / uWSGI", ratio, LONE_CLIENT_GOAL, most=True)
     cells = [cell for app in APPS for cell in results.cells("direct", app)]
     ratios = {cell: ratio for cell in cells if (ratio := results.to_uwsgi(cell, "throughput")) is not None}
-    below = [f"{cell.text()}: {ratio.text(2)}" for cell, ratio in ratios.items() if ratio.high < LOWEST_THROUGHPUT]
-    yield exceptions_row("every cell: throughput / uWSGI", f"spread not below {LOWEST_THROUGHPUT}", ratios, below)
-    mixed = {cell: ratio for cell in results.cells("direct", "mix") if (ratio := results.to_uwsgi(cell, "p99_us"))}
-    above = [f"{cell.text()}: {ratio.text(2)}" for cell, ratio in mixed.items() if ratio.low > 1]
-    yield exceptions_row("mix, every cell: p99 of the fast / uWSGI", "spread not above 1", mixed, above)
-    for cell in sorted(cell for cell in results.rows if cell.rate):
+    below = {cell for cell in cells if cell not in ratios or ratios[cell].high < LOWEST_THROUGHPUT}
+    limit = f"spread not below {LOWEST_THROUGHPUT}"
+    yield exceptions_row("every cell: throughput / uWSGI", limit, cells, ratios, below)
+    cells = results.cells("direct", "mix")
+    ratios = {cell: ratio for cell in cells if (ratio := results.to_uwsgi(cell, "p99_us")) is not None}
+    above = {cell for cell in cells if cell not in ratios or ratios[cell].low > 1}
+    yield exceptions_row("mix, every cell: p99 of the fast / uWSGI", "spread not above 1", cells, ratios, above)
+    for cell in results.rated_cells():
         what = f"mix, {cell.workers} workers, {cell.rate:,} requests/s: p99 of the fast / uWSGI"
         ratio = results.to_uwsgi(cell, "p99_us")
         reached = ratio.low <= 1 if ratio else None
         yield [what, "spread not above 1", figure(ratio, 2), verdict(reached)]
 
 
-def exceptions_row(what: str, limit: str, cells: dict[Cell, Summary], exceptions: list[str]) -> list[str]:
+def exceptions_row(
+    what: str, limit: str, cells: list[Cell], ratios: dict[Cell, Summary], exceptions: set[Cell]
+) -> list[str]:
     seen = f"{len(cells) - len(exceptions)} of {len(cells)} cells"
-    return [what, limit, "; not: ".join([seen, *exceptions]), verdict(not exceptions if cells else None)]
+    texts = [f"{cell.text()}: {figure(ratios.get(cell), 2)}" for cell in sorted(exceptions)]
+    return [what, limit, "; not: ".join([seen, *texts]), verdict(not exceptions if ratios else None)]
 
 
 def special_goals(results: Results) -> Iterable[list[str]]:
@@ -372,12 +400,7 @@ def special_goals(results: Results) -> Iterable[list[str]]:
     memory = results.special("memory of the master", "with_kib")
     what = "memory of the master with 10,000 connections, KiB"
     yield goal_row(what, memory, MASTER_GOAL_KIB, most=True, digits=0)
-    ours, theirs = (results.special("memory of a worker", "worker_uss_kib", name) for name in (OURS, UWSGI[0]))
-    ratio = (
-        Summary(ours.median / theirs.median, ours.low / theirs.high, ours.high / theirs.low)
-        if ours and theirs
-        else None
-    )
+    ratio = results.special_ratio("memory of a worker", "worker_uss_kib")
     yield goal_row("memory of a worker with Django / uWSGI", ratio, 1, most=True)
     yield goal_row("idle master, wake-ups a second", results.special("idling", "master", OURS), 5, most=True, digits=1)
     workers = results.special("idling", "workers", OURS)
@@ -420,10 +443,19 @@ def left_out_section(results: Results) -> str:
     text += f"(median; at most {max(loads):.2f}).\n"
     if results.document["keep_noisy"]:
         text += "\n**This run was told to keep measurements with other load: don't publish it.**\n"
+    for record in records:
+        if record["bad"]:
+            text += f"\n- {record['contender']}, {record['way']}, {record['app']}, {record['workers']} workers, "
+            text += f"{record['clients']} clients, round {record['round']}: {record['refused']}\n"
+    rounds = results.document["plan"]["rounds"]
+    for cell, names in sorted(results.planned.items()):
+        for name in names:
+            if (seen := len(results.rows.get(cell, {}).get(name, {}))) < rounds:
+                text += f"\n- {cell.way}, {cell.text()}: {name} has {seen} of {rounds} rounds\n"
     for failure in failures:
         label = results.labels.get(failure["contender"], failure["contender"])
-        text += f"\n- {failure['where']}: {label} failed in round {failure['round']} ({failure['kind']}) and was left "
-        text += "out there from then on.\n"
+        text += f"\n- {failure['where']}: {label} failed in round {failure['round']} ({failure['kind']})"
+        text += " and was left out there from then on.\n" if failure["contender"] in results.labels else ".\n"
     return text
 
 
@@ -477,7 +509,10 @@ def markdown(results: Results, raw_name: str) -> str:
 
 
 def write(raw_file: Path, out: Path) -> None:
-    results = Results(json.loads(raw_file.read_text()))
+    document = json.loads(raw_file.read_text())
+    if document["format"] != FORMAT:
+        raise NothingMeasuredError(f"{raw_file.name} has format {document['format']}, not {FORMAT}")
+    results = Results(document)
     if not results.accepted:
         raise NothingMeasuredError(f"{raw_file.name} has no accepted measurement; nothing was written")
     (out / "results.md").write_text(markdown(results, raw_file.name))

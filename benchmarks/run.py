@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import functools
 import json
 import random
 import resource
@@ -37,6 +38,7 @@ from plan import Group, Plan
 MAX_OTHER = 0.25  # cores that other processes may take during a measurement
 MAX_STOLEN = 0.10  # cores that the hypervisor may take away
 RETRIES = 2  # of a refused measurement, on the same server
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 CALM_TIMEOUT = 20.0  # seconds to wait for other work to end before a retry
 
 
@@ -66,7 +68,7 @@ class Run:
 
     def note_failure(self, where: str, contender: str, number: int, error: Exception) -> None:
         """Its text goes to the terminal only: it may be a long traceback with this machine's paths."""
-        print(f"  {contender}, {where}: FAILED, left out from now on: {error}", file=sys.stderr)
+        print(f"  {contender}, {where}: FAILED: {error}", file=sys.stderr)
         failure = {"round": number, "where": where, "contender": contender, "kind": type(error).__name__}
         self.failures.append(failure)
 
@@ -190,7 +192,7 @@ def run_group(run: Run, group: Group, number: int) -> None:
                     measure_cell(run, group, labels, servers[name], nginx, addresses[name])
                 except (ServerError, ClientError) as error:
                     run.note_failure(group.name, name, number, error)
-                    del servers[name]
+                    servers.pop(name).stop()
 
 
 def start_servers(
@@ -204,10 +206,12 @@ def start_servers(
         started[name] = stack.enter_context(Service(name, command, directory / f"{name}.log"))
     for name, server in started.items():
         try:
-            http = CONTENDERS[name].protocol == "http"
-            server.wait_until_ready(group.workers + 1, lambda: is_answering(directory / f"{name}.sock", http=http))  # noqa: B023
+            contender = CONTENDERS[name]
+            answering = functools.partial(is_answering, directory / f"{name}.sock", http=contender.protocol == "http")
+            server.wait_until_ready(group.workers + contender.helpers, answering)
         except (ServerError, ClientError) as error:
             run.note_failure(group.name, name, number, error)
+            server.stop()
         else:
             yield name, server
 
@@ -239,13 +243,16 @@ def run_rounds(run: Run) -> None:
     for number in range(1, run.plan.rounds + 1):
         print(f"round {number} of {run.plan.rounds}", flush=True)
         for group in run.dice.sample(run.plan.groups, len(run.plan.groups)):
-            run_group(run, group, number)
+            try:
+                run_group(run, group, number)
+            except (ServerError, ClientError, OSError) as error:
+                run.note_failure(group.name, "all", number, error)
             run.save()
         if run.plan.specials:
             for name, take in special.MEASUREMENTS.items():
                 try:
                     rows = take(run.python)
-                except (ServerError, ClientError) as error:
+                except (ServerError, ClientError, OSError, ValueError) as error:
                     run.note_failure(name, "all", number, error)
                 else:
                     run.specials += [{"round": number, "what": name, **row} for row in rows]
@@ -286,6 +293,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def plan_from(options: argparse.Namespace) -> Plan:
     """The mode's plan, narrowed to what the options name."""
     chosen = plan.PLANS[options.mode]
+    if unknown := set(options.contenders or ()) - set(CONTENDERS) | set(options.apps or ()) - set(plan.APPS):
+        raise prepare.MissingError(f"no such server or application: {', '.join(sorted(unknown))}")
     groups = []
     for group in chosen.groups:
         clients = tuple(n for n in group.clients if options.clients is None or n in options.clients)
@@ -305,10 +314,11 @@ def prepare_run(options: argparse.Namespace, out: Path) -> Run:
     prepare.check_tools(with_nginx=any(group.way == "nginx" for group in chosen.groups))
     prepare.check_wsgimaster(options.python)
     prepare.make_venv()
+    prepare.check_same_python(options.python)
     prepare.compile_programs()
     names = [name for name in CONTENDERS if any(name in group.contenders for group in chosen.groups)]
     document = {
-        "format": 2,
+        "format": report.FORMAT,
         "mode": options.mode,
         "started": now_text(),
         "plan": dataclasses.asdict(chosen),
@@ -342,19 +352,25 @@ def execute(options: argparse.Namespace) -> int:
     finally:
         run.save()
     report.write(run.raw_file, out)
-    return 1 if run.failures else 0
+    return 1 if run.failures or any(record["bad"] for record in run.records) else 0
+
+
+def end(number: int, _frame: object) -> None:
+    """Unwinds the `with` blocks, so that no server is left behind; that isn't to be interrupted."""
+    for name in ENDINGS:
+        signal.signal(name, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def main() -> int:
-    # An end by SIGTERM unwinds the `with` blocks too, so that no server is left behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for name in ENDINGS:
+        if signal.getsignal(name) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(name, end)
     try:
         return execute(parse_arguments())
     except (prepare.MissingError, report.NothingMeasuredError) as error:
         print(f"run.py: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
 
 
 if __name__ == "__main__":

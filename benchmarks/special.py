@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import procfs
-from clients import run_load
-from contenders import VENV, Service, command_line
+from clients import ClientError, run_load
+from contenders import CONTENDERS, VENV, ServerError, Service, command_line
 from plan import OURS, PUSH, UWSGI, Group
 
 PAUSE = 0.05  # seconds for which the master is stopped
@@ -39,13 +39,21 @@ def running(name: str, group: Group, python: str, environment: dict[str, str] | 
         path = Path(folder) / "server.sock"
         command = command_line(name, group, path, python)
         with Service(name, command, Path(folder) / "server.log", environment) as server:
-            server.wait_until_ready(group.workers + 1, lambda: is_listening(path))
+            server.wait_until_ready(group.workers + CONTENDERS[name].helpers, lambda: is_listening(path))
             yield server, path
 
 
 def is_listening(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as probe:
         return probe.connect_ex(str(path)) == 0
+
+
+def ask(path: Path, seconds: float, **options: Any) -> dict[str, Any]:
+    """As run_load; raises ClientError if not all is well."""
+    seen = run_load(path, seconds, **options)
+    if seen["bad"]:
+        raise ClientError(f"{seen['bad']} of {seen['requests']} requests weren't answered with a complete 200")
+    return seen
 
 
 # ---- the master stands still ----------------------------------------------------------------------
@@ -56,15 +64,18 @@ def stopped_master(python: str) -> list[dict[str, Any]]:
     master is stopped for 50 ms. How long are waiting times longer than before?"""
     group = Group("direct", "hello", 16, (32,), ())
     with running(PUSH, group, python) as (_, path):
-        run_load(path, 0.5)
-        capacity = run_load(path, 2)["throughput"]
+        ask(path, 0.5)
+        capacity = ask(path, 2)["throughput"]
     with running(OURS, group, python) as (server, path):
-        run_load(path, 0.5)
+        ask(path, 0.5)
         rate = round(OVER_PUSH * capacity)
         pause = threading.Timer(PAUSE_AT, stop_for, (server.process.pid, PAUSE))
         pause.start()
-        seen = run_load(path, OPEN_SECONDS, clients=OPEN_CLIENTS, rate=rate, series=SLICE_MS)
-        pause.join()
+        try:
+            seen = ask(path, OPEN_SECONDS, clients=OPEN_CLIENTS, rate=rate, series=SLICE_MS)
+        finally:
+            pause.cancel()
+            pause.join()
         server.check_alive()
     p99 = {row["at_ms"]: row["p99_us"] for row in seen["series"] if row["requests"]}
     row = {"push_capacity": capacity, "rate": rate, "throughput": seen["throughput"], "bad": seen["bad"]}
@@ -79,22 +90,23 @@ def stop_for(pid: int, seconds: float) -> None:
 
 def recovery(slices: dict[int, float]) -> dict[str, float]:
     """From p99 by slice of time: the usual and the worst slice before the pause, the worst after it, and how long after
-    the pause's begin (milliseconds, in steps of a slice) three slices in a row are no worse than the worst before.
+    the pause's begin (milliseconds, in steps of a slice) three slices in a row are below twice the usual one.
 
     The first half second is left out: caches, and cores that have yet to wake up.
     """
     at = round(PAUSE_AT * 1000)
     before = [value for ms, value in slices.items() if 500 <= ms < at - SLICE_MS]
     after = {ms: value for ms, value in slices.items() if ms >= at - SLICE_MS}
+    usual = statistics.median(before)
     return {
-        "before_p99_us": statistics.median(before),
+        "before_p99_us": usual,
         "worst_before_p99_us": max(before),
         "worst_after_p99_us": max(after.values()),
         "recovered_after_ms": next(
             (
                 ms - at
                 for ms in after
-                if ms >= at and all(after.get(ms + i * SLICE_MS, 0) <= max(before) for i in range(3))
+                if ms >= at and all(after.get(ms + i * SLICE_MS, 0) <= 2 * usual for i in range(3))
             ),
             round(1000 * (OPEN_SECONDS - PAUSE_AT)),
         ),
@@ -118,12 +130,14 @@ def uss(pid: int) -> int:
     return memory_kib(pid, "Private_Clean", "Private_Dirty")
 
 
-def workers_of(name: str, master: int) -> list[int]:
+def workers_of(name: str, master: int, count: int) -> list[int]:
     """Pids of the workers: ours say so in their title, uWSGI's are all children of its master."""
-    children = [process.pid for process in procfs.tree_of(master) if process.pid != master]
-    if name not in (OURS, PUSH):
-        return children
-    return [pid for pid in children if b"worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    found = [process.pid for process in procfs.tree_of(master) if process.pid != master]
+    if CONTENDERS[name].helpers > 1:
+        found = [pid for pid in found if b"worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    if len(found) != count:
+        raise ServerError(f"{name}: {len(found)} workers found, not {count}")
+    return found
 
 
 def master_memory(python: str) -> list[dict[str, Any]]:
@@ -132,7 +146,7 @@ def master_memory(python: str) -> list[dict[str, Any]]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         with running(OURS, Group("direct", "hello", 4, (8,), ()), python) as (server, path):
-            run_load(path, 1, clients=8)
+            ask(path, 1, clients=8)
             row = {"before_kib": pss(server.process.pid)}
             with contextlib.ExitStack() as stack:
                 for _ in range(HELD_CONNECTIONS):
@@ -142,7 +156,7 @@ def master_memory(python: str) -> list[dict[str, Any]]:
                     held.connect(str(path))
                 time.sleep(0.5)
                 row["with_kib"] = pss(server.process.pid)
-            run_load(path, 1, clients=8)
+            ask(path, 1, clients=8)
             row["after_kib"] = pss(server.process.pid)
         return [row]
     finally:
@@ -156,9 +170,9 @@ def worker_memory(python: str) -> list[dict[str, Any]]:
     rows = []
     for name in (UWSGI[0], OURS):
         with running(name, group, python, {"PYTHONPATH": str(packages)}) as (server, path):
-            run_load(path, 30, clients=8, count=1000, expect=None)
+            ask(path, 30, clients=8, count=1000, expect=None)
             master = server.process.pid
-            mean = statistics.mean(map(uss, workers_of(name, master)))
+            mean = statistics.mean(map(uss, workers_of(name, master, group.workers)))
             tree = sum(pss(process.pid) for process in procfs.tree_of(master))
             rows.append({"contender": name, "worker_uss_kib": round(mean), "tree_pss_kib": tree})
     return rows
@@ -174,16 +188,18 @@ def wakeups(pid: int) -> int:
 
 
 def idling(python: str) -> list[dict[str, Any]]:
-    """Wake-ups a second, of the master and of all workers together, when nobody asks for anything."""
+    """Wake-ups a second, of all workers together and of all else, when nobody asks for anything."""
     rows = []
+    group = Group("direct", "hello", 4, (8,), ())
     for name in (UWSGI[0], OURS):
-        with running(name, Group("direct", "hello", 4, (8,), ()), python) as (server, path):
-            run_load(path, 1, clients=8)
+        with running(name, group, python) as (server, path):
+            ask(path, 1, clients=8)
             time.sleep(2)
-            master, workers = server.process.pid, workers_of(name, server.process.pid)
-            before = wakeups(master), sum(map(wakeups, workers))
+            workers = workers_of(name, server.process.pid, group.workers)
+            rest = [process.pid for process in procfs.tree_of(server.process.pid) if process.pid not in workers]
+            before = sum(map(wakeups, rest)), sum(map(wakeups, workers))
             time.sleep(IDLE_SECONDS)
-            after = wakeups(master), sum(map(wakeups, workers))
+            after = sum(map(wakeups, rest)), sum(map(wakeups, workers))
             per_second = [round((b - a) / IDLE_SECONDS, 2) for a, b in zip(before, after, strict=True)]
             rows.append({"contender": name, "master": per_second[0], "workers": per_second[1]})
     return rows
