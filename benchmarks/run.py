@@ -175,7 +175,7 @@ def describe(record: dict[str, Any]) -> str:
 
 
 def run_group(run: Run, group: Group, number: int) -> None:
-    print(f"{group.name}", flush=True)
+    print(group.name, flush=True)
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wsgimaster-bench-")))
         servers = dict(start_servers(run, group, number, directory, stack))

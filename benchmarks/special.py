@@ -4,6 +4,7 @@ Each measurement takes the Python that has wsgimaster, and returns rows for the 
 """
 
 import contextlib
+import math
 import os
 import re
 import resource
@@ -78,7 +79,7 @@ def stopped_master(python: str) -> list[dict[str, Any]]:
             pause.join()
         server.check_alive()
     p99 = {row["at_ms"]: row["p99_us"] for row in seen["series"] if row["requests"]}
-    row = {"push_capacity": capacity, "rate": rate, "throughput": seen["throughput"], "bad": seen["bad"]}
+    row = {"push_capacity": capacity, "rate": rate, "throughput": seen["throughput"]}
     return [row | recovery(p99) | {"p99_us_by_ms": p99}]
 
 
@@ -106,7 +107,7 @@ def recovery(slices: dict[int, float]) -> dict[str, float]:
             (
                 ms - at
                 for ms in after
-                if ms >= at and all(after.get(ms + i * SLICE_MS, 0) <= 2 * usual for i in range(3))
+                if ms >= at and all(after.get(ms + i * SLICE_MS, math.inf) <= 2 * usual for i in range(3))
             ),
             round(1000 * (OPEN_SECONDS - PAUSE_AT)),
         ),

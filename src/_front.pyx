@@ -42,8 +42,9 @@ Pull (`dispatch = auto`). Cores then hold the listening sockets for uwsgi themse
 A core that waits at the sockets can be *claimed* (its waiting bit, _layout.pxd), and is then pushed to like an idle one.
 Our own entry for such a socket is exclusive and stands behind those of the cores, so the kernel wakes us only for a
 connection that no core waits for; and it is there only while we could do something about it, or begin to look every few
-milliseconds (`set_watch`). What we then accept goes the usual way. Who was woken for a connection and doesn't take it must pass it on, since the kernel tells
-nobody else: a claimed core counts it and rings (`take_passed_on`), a parked or dead one makes us look again (`look_anew`).
+milliseconds (`set_watch`). What we then accept goes the usual way. Who was woken for a connection and doesn't take it
+must pass it on, since the kernel tells nobody else: a claimed core counts it and rings (`take_passed_on`), a parked or
+dead one makes us look again (`look_anew`).
 
 Nothing here blocks, and nothing here decides about processes: what is rare or a matter of policy goes to the
 `Events` object that the master passes in.
