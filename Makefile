@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 UWSGI := .venv-uwsgi/bin/uwsgi
 SOURCES := $(wildcard src/*.pyx src/wsgimaster/*.pxd)
 
-.PHONY: run test check bench bench-quick bench-instructions chaos fuzz asan dist clean
+.PHONY: run test check bench bench-quick bench-scaling bench-instructions chaos fuzz asan dist clean
 
 run: .venv/built
 	@echo "Open http://127.0.0.1:$(PORT)/ in a browser; Ctrl-C ends it."
@@ -26,6 +26,10 @@ bench: .venv/built
 
 bench-quick: ARGS += --quick
 bench-quick: bench
+
+bench-scaling: .venv/built
+	@tools/debian-packages bench
+	$(PYTHON) benchmarks/scaling.py $(ARGS)
 
 bench-instructions: .venv/built
 	@tools/debian-packages instructions

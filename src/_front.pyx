@@ -223,6 +223,8 @@ ctypedef struct Core:
     double use             # while it was in requests; each measurement counts half as much as the one after it
     uint64_t measured_ns   # when these were read; 0: since it was woken, they weren't
     uint64_t ran_ns, delayed_ns, outside_ns, served  # outside: it waited for a request
+    uint64_t busy_ns       # its worker's time in requests, as of the last look
+    uint64_t looked_ns     # when that was; at first, when it became ready
 
 ctypedef struct Process:
     int32_t running        # requests
@@ -314,7 +316,8 @@ cdef class Front:
 
     board: the scoreboard's buffer (scoreboard.Scoreboard.memory). buffer_size: largest variable block, bytes.
     timeout: seconds without progress that a client may take for its head. waiting_limit: requests in the queue;
-    queue_timeout: seconds that they may wait there, 0 for ever. pull: whether cores accept for themselves; most_waiting:
+    queue_timeout: seconds that they may wait there, 0 for ever. queue_wait: the seconds that `waits` will be asked
+    about. pull: whether cores accept for themselves; most_waiting:
     how many idle ones wait for connections. allow_from, forwarded_allow: settings.prefix_of each network.
     read_http_head(head, fd, limit): see http1.read_head. events: the master's object, see `Events` in _front.pyi.
     """
@@ -364,6 +367,9 @@ cdef class Front:
     cdef int grinders, surplus    # surplus: cores that may go to sleep
     cdef uint64_t accepted_before  # at the last look
     cdef Arrivals recent, past    # for overdue connections, and for queue-timeout
+    cdef Arrivals patient         # the same for cheaper-queue-wait
+    cdef uint64_t past_busy_ns    # of cores that don't serve any more
+    cdef uint64_t possible_ns, possible_until_ns  # the time that cores could have been in requests, up to then
     cdef uint32_t arrangements    # of the cores, when we put our entries behind theirs
     cdef uint32_t passed_on       # of board.passed_on, those that were seen to
     cdef object events, read_http_head
@@ -381,8 +387,8 @@ cdef class Front:
     cdef uint64_t n_accepted, n_pushed, n_queued, n_refused, n_taken_back, n_clients_gone, n_answered
 
     def __cinit__(self, memory, int cores, int threads, int doorbell, *, int buffer_size, double timeout, int waiting_limit,
-                  double queue_timeout, bint even, bint pull, int most_waiting, allow_from, forwarded_allow, events,
-                  read_http_head):
+                  double queue_timeout, double queue_wait, bint even, bint pull, int most_waiting, allow_from,
+                  forwarded_allow, events, read_http_head):
         cdef unsigned char[::1] view = memory
         self.memory = memory
         self.board = <BoardHead *>&view[0]
@@ -435,6 +441,7 @@ cdef class Front:
         self.free = True
         self.recent.spacing = OVERDUE_NS // 2
         self.past.spacing = self.queue_timeout_ns // 100
+        self.patient.spacing = <uint64_t>(queue_wait * 1e9) // 50
         if pull:
             self.netlink = open_sock_diag()
             self.timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
@@ -568,6 +575,9 @@ cdef class Front:
         if self.serving_cores > self.most_waiting and self.reconsider(waiting):  # else nobody is parked for long
             waiting = self.backlog()
         self.keep_limits(waiting)
+        if waiting and not self.idle_cores:
+            note_arrivals(&self.patient, now_ns(), self.accepted() + waiting)
+            self.events.requests_wait()
         self.calm = waiting == 0 and any_bit(self.waiting_bits, self.core_count)
         return 0
 
@@ -611,6 +621,7 @@ cdef class Front:
         for i in range(min(total - self.passed_on, <uint32_t>self.core_count)):
             if not self.accept_for_idle():
                 self.calm = False
+                self.look_anew = True  # nobody else was told of it, and there may be no core at all
                 break
         self.passed_on = total
         return 0
@@ -808,6 +819,7 @@ cdef class Front:
             # a core comes for it sooner than another could be woken, or was woken as well as we; set_watch decides anew
             self.calm = False
             note_arrivals(&self.recent, now_ns(), self.accepted() + 1)
+            note_arrivals(&self.patient, now_ns(), self.accepted() + 1)
             epoll_ctl(self.epoll, EPOLL_CTL_DEL, self.listeners[number].fd, NULL)
             self.listeners[number].watched = False
             return 0
@@ -1043,6 +1055,8 @@ cdef class Front:
         c.state, c.since_ns = QUEUED, now_ns()
         self.link(fd)
         self.n_queued += 1
+        if self.queue.length == 1:
+            self.events.requests_wait()
         return 0
 
     cdef int turn_away(self, int fd, const unsigned char *packet) except -1:
@@ -1420,6 +1434,30 @@ cdef class Front:
             send_short(k.channel, MESSAGE_RETIRE, 0)
         self.before_sleeping()
 
+    def retire_if_idle(self, int process):
+        """Send the process away if none of its cores has a request or can get one any more. True if so: chosen and
+        condemned in one step, so no request is ever sent to a process that is to leave."""
+        cdef int first = process * self.threads, core, claimed = first
+        self.collect_finished()
+        for core in range(first, first + self.threads):
+            if self.cores[core].state != IDLE and not (self.cores[core].state == BUSY and self.is_waiting(core)):
+                self.before_sleeping()
+                return False
+        for core in range(first, first + self.threads):
+            if self.cores[core].state == BUSY:
+                if not clear_bit(self.waiting_bits, core):  # a connection has woken it in this moment
+                    break
+                self.part_with_client(core)
+            claimed = core + 1
+        for core in range(first, claimed):  # all of them first: nothing may be pushed to the others meanwhile
+            if claimed == first + self.threads:
+                self.set_core(core, LEAVING)
+                send_short(self.cores[core].channel, MESSAGE_RETIRE, 0)
+            elif self.cores[core].state == BUSY:
+                self.ask_for_report(core)
+        self.before_sleeping()
+        return claimed == first + self.threads
+
     cdef int read_channel(self, int core) except -1:
         """What a core has to say that doesn't fit into its slot."""
         cdef MessageHead *head = <MessageHead *>self.scratch
@@ -1746,9 +1784,61 @@ cdef class Front:
         p.running += (state == BUSY) - (was == BUSY)
         self.idle_cores += (state == IDLE) - (was == IDLE)
         self.leaving_cores += (state == LEAVING) - (was == LEAVING)
-        self.serving_cores += (state in (IDLE, BUSY)) - (was in (IDLE, BUSY))
+        self.count_serving(core, (state in (IDLE, BUSY)) - (was in (IDLE, BUSY)))
         k.state = state
         self.rank(k.process)
+
+    cdef void count_serving(self, int core, int change):
+        """What the core does counts for busyness from when it is ready until it is told to leave."""
+        cdef Core *k = &self.cores[core]
+        cdef uint64_t now
+        if change == 0:
+            return
+        now = now_ns()
+        self.possible_ns += self.serving_cores * (now - self.possible_until_ns)
+        self.possible_until_ns = now
+        self.serving_cores += change
+        if change < 0:
+            self.past_busy_ns += self.busy_until(core, now)
+        k.busy_ns, k.looked_ns = 0, now
+
+    cdef uint64_t busy_until(self, int core, uint64_t now):
+        """The time that the core has spent in requests since it was ready, ns. The slot's figures are claims, and a request
+        that ends right now may stand there twice: never less than at the last look, nor more than has passed since."""
+        cdef Core *k = &self.cores[core]
+        cdef uint64_t number = self.current(core)
+        cdef uint64_t busy = self.slots[core].running_ns + (now - min(now, self.started(core, number)) if number else 0)
+        k.busy_ns = min(max(k.busy_ns, busy), k.busy_ns + (now - k.looked_ns))
+        k.looked_ns = now
+        return k.busy_ns
+
+    def work(self):
+        """(seconds that cores have spent in requests, seconds that they could have, processes with a request now): the
+        first two are totals, and count from when a core is ready until it is told to leave."""
+        cdef uint64_t now = now_ns(), busy = self.past_busy_ns
+        cdef int core, process = -1, busy_processes = 0
+        for core in range(self.core_count):
+            if self.cores[core].state in (IDLE, BUSY):
+                busy += self.busy_until(core, now)
+                if self.cores[core].process != process and self.current(core):
+                    process = self.cores[core].process
+                    busy_processes += 1
+        return (busy / 1e9, (self.possible_ns + self.serving_cores * (now - self.possible_until_ns)) / 1e9, busy_processes)
+
+    def waits(self, double seconds):
+        """(requests that wait, those of them that have waited for longer than that, seconds that the first has waited); as
+        exact as the looks at the kernel's queue are frequent. seconds: `queue_wait`."""
+        cdef uint64_t now = now_ns(), limit = <uint64_t>(seconds * 1e9), accepted = self.accepted()
+        cdef int there = self.backlog(), fd = self.queue.first
+        cdef int64_t late = min(<int64_t>there, waited(&self.patient, now, limit, accepted))
+        cdef uint64_t oldest = longest_wait(&self.patient, now, accepted) if there else 0
+        note_arrivals(&self.patient, now, accepted + there)
+        if fd >= 0:
+            oldest = max(oldest, now - min(now, self.connections[fd].since_ns))
+        while fd >= 0 and now - min(now, self.connections[fd].since_ns) >= limit:
+            late += 1
+            fd = self.connections[fd].next
+        return self.queue.length + there, late, oldest / 1e9
 
     cdef void rank(self, int process):
         cdef Process *p = &self.processes[process]
@@ -1926,6 +2016,11 @@ cdef class Front:
         return {"accepted": self.n_accepted, "pushed": self.n_pushed, "queued": self.n_queued,
                 "refused": self.n_refused, "taken_back": self.n_taken_back, "clients_gone": self.n_clients_gone,
                 "answered": self.n_answered}
+
+    @property
+    def served(self):
+        """Requests of all workers since the start, by their own account."""
+        return self.board.requests
 
     @property
     def waiting(self):

@@ -1486,10 +1486,11 @@ cdef class Core:
     # ---- account ----
 
     cdef void account(self, Exchange exchange, MessageHead *message):
-        cdef uint64_t took_us = (now_ns() - self.slot.started_ns) // 1000
+        cdef uint64_t took_ns = now_ns() - self.slot.started_ns
+        cdef uint64_t took_us = took_ns // 1000
         cdef int status = exchange.status if exchange.status else 500
         self.slot.requests += 1
-        self.slot.running_us += took_us
+        self.slot.running_ns += took_ns
         self.last_took_us = took_us
         cdef uint64_t total = add_u64(&self.board.requests, 1) + 1
         if (self.log_all or (self.log_4xx and 400 <= status < 500) or (self.log_5xx and 500 <= status < 600)):

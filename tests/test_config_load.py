@@ -17,7 +17,7 @@ from wsgimaster.config.load import Loaded, load
 from wsgimaster.config.options import BY_NAME
 from wsgimaster.config.system import System
 from wsgimaster.errors import ConfigErrors
-from wsgimaster.settings import Address, Dispatch, Family, Order, Protocol
+from wsgimaster.settings import Address, Algorithm, Dispatch, Family, Order, Protocol
 
 FACTS = {"h": "vm", "k": "2", "u": "0", "U": "root", "g": "0", "G": "root", "t": "1", "T": "2", "b": "/bin/w"}
 USERS = {"www-data": 33, "root": 0}
@@ -117,6 +117,32 @@ WORKING: dict[str, tuple[str, str, Any]] = {
     "evil-reload-on-as": ("evil-reload-on-as = 1024", "recycling.evil_address_space", 1 << 30),
     "mem-collector-freq": ("mem-collector-freq = 5", "recycling.memory_interval", 5.0),
     "recycle-budget": ("recycle-budget = 2", "recycling.budget", 2),
+    "cheaper": ("cheaper = 2\nprocesses = 4", "cheaper.minimum", 2),
+    "cheaper-initial": ("cheaper = 2\nprocesses = 4\ncheaper-initial = 3", "cheaper.initial", 3),
+    "cheaper-algo": ("cheaper-algo = busyness", "cheaper.algorithm", Algorithm.BUSYNESS),
+    "cheaper-step": ("cheaper-step = 4", "cheaper.step", 4),
+    "cheaper-overload": ("cheaper-overload = 0", "cheaper.overload", 0),
+    "cheaper-idle": ("cheaper-idle = 5", "cheaper.idle_rounds", 5),
+    "cheaper-queue-wait is in milliseconds": ("cheaper-queue-wait = 250", "cheaper.queue_wait", 0.25),
+    "cheaper-queue-wait = 0": ("cheaper-queue-wait = 0", "cheaper.queue_wait", 0.0),
+    "cheaper-rss-limit-soft is bytes": ("cheaper-rss-limit-soft = 201326592", "cheaper.rss_soft", 192 << 20),
+    "cheaper-rss-limit-hard": ("cheaper-rss-limit-soft = 1\ncheaper-rss-limit-hard = 2", "cheaper.rss_hard", 2),
+    "cheaper-busyness-max": ("cheaper-busyness-max = 70", "cheaper.busyness_max", 70),
+    "cheaper-busyness-min": ("cheaper-busyness-min = 20", "cheaper.busyness_min", 20),
+    "cheaper-busyness-multiplier": ("cheaper-busyness-multiplier = 30", "cheaper.multiplier", 30),
+    "cheaper-busyness-penalty": ("cheaper-busyness-penalty = 1", "cheaper.penalty", 1),
+    "cheaper-busyness-verbose": ("cheaper-busyness-verbose = true", "cheaper.verbose", True),
+    "cheaper-busyness-backlog-alert": ("cheaper-busyness-backlog-alert = 16", "cheaper.backlog_alert", 16),
+    "cheaper-busyness-backlog-multiplier": (
+        "cheaper-busyness-backlog-multiplier = 5",
+        "cheaper.backlog_multiplier",
+        5,
+    ),
+    "cheaper-busyness-backlog-step": ("cheaper-busyness-backlog-step = 2", "cheaper.backlog_step", 2),
+    "cheaper-busyness-backlog-nonzero": ("cheaper-busyness-backlog-nonzero = 9", "cheaper.backlog_nonzero", 9),
+    "cheap": ("cheap = true", "cheaper.cheap", True),
+    "idle": ("idle = 60", "cheaper.idle", 60),
+    "die-on-idle": ("idle = 60\ndie-on-idle = true", "cheaper.die_on_idle", True),
     "queue-timeout": ("queue-timeout = 10", "sockets.queue_timeout", 10.0),
     "listen": ("listen = 1024", "sockets.waiting_limit", 1024),
     "listen = 0": ("listen = 0", "sockets.waiting_limit", None),
@@ -578,10 +604,10 @@ def test_unknown_variables_are_a_warning_only_if_something_is_alike() -> None:
 
 
 def test_known_options_without_effect_are_one_line() -> None:
-    loaded = ini("strict = true\nidle = 30\nlog-maxsize = 10\nstats = :1717\nidle = 20\nlog-micros = false")
-    assert loaded.warnings == ("known options that have no effect yet: idle, log-maxsize, stats",)
-    assert [name for name, _ in loaded.no_effect] == ["idle", "log-maxsize", "stats", "idle"]
-    assert loaded.no_effect[0] == ("idle", "a.ini:3")
+    loaded = ini("strict = true\nmules = 3\nlog-maxsize = 10\nstats = :1717\nmules = 2\nlog-micros = false")
+    assert loaded.warnings == ("known options that have no effect yet: mules, log-maxsize, stats",)
+    assert [name for name, _ in loaded.no_effect] == ["mules", "log-maxsize", "stats", "mules"]
+    assert loaded.no_effect[0] == ("mules", "a.ini:3")
 
 
 def test_what_is_always_on_is_quiet_unless_it_is_switched_off() -> None:
@@ -634,9 +660,9 @@ LIMITS = {
     "threads without limit-as": ("limit-as = 0\nthreads = 4", ""),
     "limit-nproc below what the server has": (
         "limit-nproc = 10\nprocesses = 2\nthreads = 4",
-        "a.ini:2: limit-nproc: counts as 19, which is what the server itself may have: 2 workers with 4 threads each",
+        "a.ini:2: limit-nproc: counts as 20, which is what the server itself may have: 2 workers with 4 threads each",
     ),
-    "limit-nproc of what the server has": ("limit-nproc = 19\nprocesses = 2\nthreads = 4", ""),
+    "limit-nproc of what the server has": ("limit-nproc = 20\nprocesses = 2\nthreads = 4", ""),
 }
 
 
@@ -651,12 +677,12 @@ def test_limits_that_threads_use_up(lines: str, expected: str) -> None:
 
 
 def test_comments_behind_numbers_and_flags_are_one_warning() -> None:
-    loaded = ini("vacuum = true   ; delete\nprocesses = 4 # four\nidle = 60  ; kill\nneed-app = 1")
+    loaded = ini("vacuum = true   ; delete\nprocesses = 4 # four\nmules = 6  ; kill\nneed-app = 1")
     assert loaded.settings.sockets.vacuum
     assert loaded.settings.processes.processes == 4
     assert loaded.warnings == (
         "a.ini:2, 3, 4: text after ; or # is part of the value (it does no harm in these lines)",
-        "known options that have no effect yet: idle",
+        "known options that have no effect yet: mules",
     )
 
 
@@ -788,16 +814,70 @@ def test_a_misspelling_in_a_strict_file_is_one_clear_error() -> None:
     ]
 
 
-def test_once_mended_it_runs_and_says_in_one_line_what_has_no_effect_yet() -> None:
+def test_once_mended_it_runs() -> None:
     loaded = ini(BUSYNESS.format(hook="py-call-osafterfork"))
     assert loaded.settings.processes.processes == 128
+    assert (loaded.settings.cheaper.minimum, loaded.settings.cheaper.algorithm) == (8, Algorithm.BUSYNESS)
     assert not loaded.settings.logging.requests
     assert loaded.settings.logging.requests_4xx
     assert loaded.warnings == (
         "a.ini:5, 7, 9, 10, 11, 12, 13, 14, 16, 17: text after ; or # is part of the value"
         " (it does no harm in these lines)",
-        "known options that have no effect yet: cheaper-algo, cheaper",
     )
+
+
+CHEAPER = {
+    # lines, (cheaper, workers at the start), what is noted
+    "as many as cheaper at first": ("cheaper = 2", (2, 2), ""),
+    "cheaper-initial": ("cheaper = 2\ncheaper-initial = 4", (2, 4), ""),
+    "cheaper-initial below cheaper": (
+        "cheaper = 3\ncheaper-initial = 2",
+        (3, 3),
+        "a.ini:4: cheaper-initial: 2 counts as 3",
+    ),
+    "cheaper-initial above processes": (
+        "cheaper = 3\ncheaper-initial = 20",
+        (3, 8),
+        "a.ini:4: cheaper-initial: 20 counts as 8",
+    ),
+    "cheaper-initial alone": ("cheaper-initial = 4", (0, 8), "a.ini:3: cheaper-initial: has no effect without cheaper"),
+    "cheap": ("cheap = true\ncheaper = 2", (2, 0), ""),
+    "no cheaper": ("idle = 60", (0, 8), ""),
+    "a zero": ("cheaper = 2\ncheaper-step = 0", (2, 2), "a.ini:4: cheaper-step: 0 counts as the default"),
+    "a flag for a number": ("cheaper = true", (0, 8), "a.ini:3: cheaper: 'true' is no number and counts as 0"),
+    "an algorithm that nobody knows": (
+        "cheaper = 2\ncheaper-algo = magic",
+        (2, 2),
+        "a.ini:4: cheaper-algo: there is no such algorithm, spare is used"
+        " (spare, spare2, backlog, busyness, manual exist)",
+    ),
+    "the list of them": ("cheaper-list = true", (0, 8), "cheaper algorithms: spare, spare2, backlog, busyness, manual"),
+    "die-on-idle alone": ("die-on-idle = true", (0, 8), "die-on-idle has no effect without idle = seconds"),
+}
+
+
+@pytest.mark.parametrize(("lines", "workers", "note"), CHEAPER.values(), ids=CHEAPER)
+def test_cheaper(lines: str, workers: tuple[int, int], note: str) -> None:
+    loaded = ini(f"processes = 8\n{lines}")
+    assert (loaded.settings.cheaper.minimum, loaded.settings.first_workers) == workers
+    assert "\n".join(loaded.warnings) == note
+
+
+NOT_CHEAPER = {
+    "as many as processes": ("cheaper = 8", "cheaper: must be lower than processes (8), found 8"),
+    "a hard limit alone": ("cheaper = 2\ncheaper-rss-limit-hard = 9", "needs cheaper-rss-limit-soft"),
+    "a hard limit below the soft one": (
+        "cheaper = 2\ncheaper-rss-limit-soft = 9\ncheaper-rss-limit-hard = 9",
+        "cheaper-rss-limit-hard (9) must be greater than cheaper-rss-limit-soft (9)",
+    ),
+    "less than nothing": ("cheaper = -1", "must not be negative"),
+}
+
+
+@pytest.mark.parametrize(("lines", "problem"), NOT_CHEAPER.values(), ids=NOT_CHEAPER)
+def test_what_cheaper_can_not_be(lines: str, problem: str) -> None:
+    (error,) = ini_failure(f"processes = 8\n{lines}")
+    assert problem in error
 
 
 def test_a_site_with_magic_variables_and_maths() -> None:

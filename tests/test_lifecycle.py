@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from wsgimaster.lifecycle import (
     MAX_ASKED,
     TRANSITIONS,
+    Cheaped,
     CloseDoor,
     Exit,
     Forget,
@@ -16,6 +17,7 @@ from wsgimaster.lifecycle import (
     Kill,
     KillZygote,
     Looked,
+    MoreWanted,
     Overseer,
     Phase,
     RefuseWaiting,
@@ -44,8 +46,9 @@ NEVER = Recycling()
 class Story:
     """An overseer and a clock that only moves when told to."""
 
-    def __init__(self, processes=2, *, required=False, recycling=NEVER):
-        self.overseer = Overseer(processes, 1, required, mercy=60.0, spawn_timeout=60.0, recycling=recycling)
+    def __init__(self, processes=2, *, initial=None, required=False, recycling=NEVER):
+        initial = processes if initial is None else initial
+        self.overseer = Overseer(processes, initial, 1, required, mercy=60.0, spawn_timeout=60.0, recycling=recycling)
         self.now = 100.0
         self.told = self.overseer.start()
 
@@ -61,7 +64,7 @@ class Story:
 
     def serving(self):
         self.do(ZygoteLoaded())
-        for post in self.overseer.posts:
+        for post in self.overseer.posts[: self.overseer.initial]:
             self.ready(post.number)
         return self
 
@@ -521,3 +524,69 @@ def test_an_impossible_move_is_a_defect_that_shows():
 
 def test_the_line_that_people_grep_for():
     assert damn(3, 42, 1) == "DAMN ! worker 3 (pid: 42) died :( trying respawn ..."
+
+
+# ---- cheaper ----
+
+
+def test_cheaper_starts_with_the_lowest_numbers():
+    story = Story(8, initial=2)
+    assert story.do(ZygoteLoaded()) == [Fork(1, 1), Fork(2, 2)]
+    assert (story.overseer.wanted, story.overseer.crew()) == (2, (0, 2))
+    story.ready(1)
+    assert (story.overseer.wanted, story.overseer.crew()) == (2, (1, 1))
+
+
+def test_more_are_wanted():
+    story = Story(4, initial=2).serving()
+    assert story.do(MoreWanted(1)) == [Fork(3, 3)]
+    assert (story.overseer.wanted, story.overseer.crew()) == (3, (2, 1))
+    assert story.do(MoreWanted(9)) == [Fork(4, 4)]  # there is room for no more than processes
+
+
+def test_more_are_wanted_before_the_application_is_loaded():
+    story = Story(4, initial=0)
+    assert story.do(MoreWanted(2)) == []
+    assert story.do(ZygoteLoaded()) == [Fork(1, 1), Fork(2, 2)]
+
+
+def test_a_cheaped_worker_is_not_replaced():
+    story = Story(3, initial=3).serving()
+    assert story.do(Cheaped(3)) == [Retire(3)]
+    assert story.do(WorkerGone(3, 0, 5), after=1) == [Forget(3)]
+    assert "uWSGI worker 3 cheaped. (pid: 1003)" in story.said()
+    assert story.overseer.wanted == 2
+    assert story.do(MoreWanted(1)) == [Fork(3, 3)]
+
+
+def test_a_dead_worker_of_a_post_that_is_wanted_is_replaced():
+    story = Story(4, initial=2).serving()
+    assert story.do(WorkerGone(1, -9, 5), after=5) == [Forget(1), Fork(1, 1)]
+    assert story.overseer.wanted == 2
+
+
+def test_a_cheaped_worker_that_does_not_end_is_killed_after_the_mercy():
+    """Meanwhile its number may be wanted again."""
+    story = Story(2).serving()
+    story.do(Cheaped(2))
+    assert story.do(MoreWanted(1)) == [Fork(3, 2)]
+    assert Kill(2) in story.do(Tick(0), after=60.1)
+
+
+def test_who_ends_first():
+    """Those that are to be replaced anyway, then the highest numbers; not while a replacement is on its way."""
+    story = Story(4).serving()
+    assert story.overseer.spare() == [4, 3, 2, 1]
+    story.do(WorkerWorn(1, "is tired"))  # asks for its replacement at once
+    assert story.overseer.spare() == [4, 3, 2]
+    story.do(ForkFailed(5, "no memory"))
+    assert story.overseer.spare() == [1, 4, 3, 2]
+
+
+def test_with_no_worker_wanted_nobody_is_in_a_hurry():
+    story = Story(1).serving()
+    story.do(Cheaped(1))
+    story.do(WorkerGone(1, 0, 0), after=1)
+    assert story.overseer.wake_at is None
+    assert story.do(StopAsked(fast=False)) == [CloseDoor()]
+    assert story.do(Tick(0)) == [Exit(0)]

@@ -25,7 +25,10 @@ from wsgimaster.config.values import READERS
 from wsgimaster.settings import Settings
 
 # Read or acted on while the configuration is read, so they fill no setting themselves.
-ACT_AT_ONCE = {"ini", "include", "strict", "set", "set-placeholder", "show-config", "help", "version"}
+ACT_AT_ONCE = {
+    *("ini", "include", "strict", "set", "set-placeholder", "show-config"),
+    *("help", "version", "cheaper-algo-list"),
+}
 
 
 def named(option: Option) -> str:
@@ -49,6 +52,7 @@ def test_the_table_is_as_large_as_uwsgi() -> None:
         "recycle-budget",
         "spawn-timeout",
         "exit-deadline",
+        "cheaper-queue-wait",
     }
 
 

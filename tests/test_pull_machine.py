@@ -21,12 +21,13 @@ A core is *free* if it is parked or waits at the sockets, and nothing has come f
                         every connection, nobody waits while a core is free.
     until the decision  the front's timer isn't needed, either.
     first changes
-    at any time         no request is executed twice.
+    at any time         no request is executed twice, and none on a core that was idle when it was sent away.
     at the end          every request was executed and answered, unless its client left or its core died with it.
 """
 
 import contextlib
 import os
+import random
 import select
 import socket
 import struct
@@ -42,9 +43,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from support.one_process import SLOT_BYTES, Bench
 
+from wsgimaster import lifecycle
 from wsgimaster._front import board_slots_offset
 from wsgimaster._proto import build
 from wsgimaster.processes import make_channel
+from wsgimaster.scaling import policy, room
+from wsgimaster.scaling.facts import Sample
+from wsgimaster.settings import Cheaper, Recycling
 from wsgimaster.wakeups import Decision
 
 # MESSAGE_* of _layout.pxd, and the MessageHead: kind, flags, vars_bytes, seq, id, content_length, body_bytes, modifier1
@@ -184,6 +189,7 @@ class SimulatedCore:
         self.epoll, self.sleep, self.listening, self.last_served, self.joined = select.epoll(), None, [], 1, False
         self.client, self.ours = None, False  # ours: nobody else would answer it
         self.has_descriptors = True
+        self.condemned = False  # told to leave when it was idle
         self.life, self.state = self.serve(), RUNNING
 
     def can_go_on(self):
@@ -258,6 +264,7 @@ class SimulatedCore:
                 yield from self.say_idle(seq)
 
     def serve_one(self, seq, variables, pulled):
+        assert not self.condemned, f"core {self.number} got a request although it was idle when it was sent away"
         self.slot.started, self.slot.outcome = time.monotonic_ns(), 0
         self.slot.taken, self.ours = seq, True
         yield RUNNING
@@ -606,6 +613,18 @@ class Pulling(RuleBasedStateMachine):
     def a_process_is_sent_away(self, pick):
         for core in self.process(pick):
             self.front.retire_core(core.number)
+
+    @rule(pick=pick)
+    def a_process_is_sent_away_if_it_is_idle(self, pick):
+        self.send_away_if_idle(pick)
+
+    def send_away_if_idle(self, pick):
+        """As `cheaper` does. Whether it was idle."""
+        process = self.process(pick)
+        idle = self.front.retire_if_idle(process[0].number // self.threads)
+        for core in process:
+            core.condemned |= idle
+        return idle
 
     @rule(pick=pick)
     def a_process_dies(self, pick):
@@ -981,3 +1000,125 @@ TestPulling.settings = settings(
     derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
+
+
+# ---- cheaper: arrivals and scale-downs ----
+
+ARRIVALS = 10_000
+
+
+def test_arrivals_while_workers_come_and_go():
+    """The policy and the overseer decide, at random moments; everything else happens in a random order as well. The
+    machine's own checks see to the rest: nothing is lost, executed twice, or given to who was sent away."""
+    chance = random.Random(20)
+    machine = Pulling()
+    processes = 4
+    machine.begin(processes=lifecycle.slots_for(processes), threads=1, most_waiting=2, sockets=2, started=False)
+    roster = Roster(machine, processes)
+    happens = [
+        (40, lambda: machine.connect(chance.randrange(2))),
+        (40, lambda: machine.some_core_goes_on(chance.randrange(1000), chance.randrange(1, 8))),
+        (40, lambda: machine.a_request_ends(chance.randrange(1000))),
+        (30, lambda: machine.the_callback_runs([])),
+        (10, machine.cores_go_on),
+        (5, lambda: machine.a_tick([])),
+        (3, roster.decide),
+    ]
+    things, weights = [what for _, what in happens], [weight for weight, _ in happens]
+    arrived = 0
+    try:
+        while arrived < ARRIVALS:
+            while len(machine.clients) < 100:
+                chance.choices(things, weights)[0]()
+                roster.notice()
+            arrived += len(machine.clients)
+            roster.serve_everybody()
+        assert min(roster.started, roster.ended) > 100
+    finally:
+        machine.close()
+
+
+class Roster:
+    """scaler.py's part: the policy decides about what the front and the overseer say. Time is a second per decision."""
+
+    def __init__(self, machine, processes):
+        self.machine, self.now = machine, 0.0
+        self.settings = Cheaper(minimum=1, step=2, algorithm="backlog", overload=2)
+        self.overseer = lifecycle.Overseer(processes, 1, 1, False, 60.0, 60.0, Recycling())
+        self.memory = policy.fresh(self.settings)
+        self.ended = self.started = 0
+        for core in machine.cores:  # nobody was forked yet
+            core.die()
+            machine.front.remove_core(core.number)
+            core.state = ABSENT
+        self.carry_out(self.overseer.start())
+        self.tell(lifecycle.ZygoteLoaded())
+
+    def tell(self, event):
+        self.carry_out(self.overseer.handle(event, self.now))
+
+    def carry_out(self, effects):
+        for effect in effects:
+            match effect:
+                case lifecycle.Fork(slot, _):
+                    self.machine.a_worker_is_forked(slot - 1)
+                    self.started += 1
+                    self.tell(lifecycle.Forked(slot, 1000 + slot, 0.5))
+                    self.tell(lifecycle.WorkerReady(slot))
+                case lifecycle.Retire(slot):
+                    self.machine.front.retire_core(slot - 1)
+
+    def decide(self):
+        self.now += 1
+        front, wanted = self.machine.front, self.overseer.wanted
+        serving, coming = self.overseer.crew()
+        sample = Sample(
+            wanted=wanted,
+            spawnable=self.overseer.processes - wanted,
+            workers=serving + coming,
+            coming=coming,
+            busy=front.work()[2],
+            free_cores=front.idle,
+            threads=1,
+            busy_seconds=0.0,
+            core_seconds=0.0,
+            served=0,
+            waiting=front.waiting,
+        )
+        decision, self.memory = policy.decide(self.settings, sample, room.NOTHING_HELD, self.memory, self.now)
+        if decision.change > 0:
+            self.tell(lifecycle.MoreWanted(decision.change))
+        for _ in range(-decision.change):
+            self.end_one()
+
+    def end_one(self):
+        for slot in self.overseer.spare():
+            if self.machine.send_away_if_idle(slot - 1):
+                self.ended += 1
+                self.tell(lifecycle.Cheaped(slot))
+                return
+
+    def notice(self):
+        """Those who have left are reported."""
+        for core in self.machine.cores:
+            if core.state == GONE:
+                self.machine.front.remove_core(core.number)
+                core.state = ABSENT
+                self.tell(lifecycle.WorkerGone(core.number + 1, 0, 1))
+
+    def serve_everybody(self):
+        deadline = time.monotonic() + 20
+        machine = self.machine
+        while not all(client.has_all() for client in machine.clients):
+            machine.all_requests_end()
+            machine.the_callback_runs([])
+            machine.a_tick([])
+            self.notice()
+            self.decide()
+            assert time.monotonic() < deadline, f"not all are served: {machine}"
+        for client in machine.clients:
+            assert client.executed == 1, f"request {client.number} was dropped"
+            assert client.answer == b"answer to %d" % client.number
+            client.socket.close()
+        machine.clients.clear()
+        machine.by_address.clear()

@@ -1,11 +1,7 @@
-"""The wake-up rule: which cores are grinders, and what is decided about the others; and how many CPUs there are."""
-
-import math
-import os
+"""The wake-up rule: which cores are grinders, and what is decided about the others."""
 
 import pytest
 
-from wsgimaster.processes import cpus
 from wsgimaster.wakeups import Decision, decide, is_grinder
 
 CORES = {
@@ -172,51 +168,3 @@ def test_trace(looks):
         wrong = "" if expected == [watch, wake, resting] else f"  expected {expected}"
         lines.append(f"{ms:4}  {cores}  {overdue:7}  {watch!s:5} {wake:4} {resting:5}{wrong}")
     assert found == [tuple(expected) for _, _, _, *expected in looks], "\n".join(["", *lines])
-
-
-CGROUPS = {
-    "none": ({}, math.inf),
-    "version 2, half a CPU": (
-        {"proc/self/cgroup": "0::/app\n", "sys/fs/cgroup/app/cpu.max": "50000 100000\n"},
-        0.5,
-    ),
-    "version 2, without a quota": (
-        {"proc/self/cgroup": "0::/app\n", "sys/fs/cgroup/app/cpu.max": "max 100000\n"},
-        math.inf,
-    ),
-    "version 2, the group above has one": (
-        {"proc/self/cgroup": "0::/slice/app\n", "sys/fs/cgroup/slice/cpu.max": "75000 100000\n"},
-        0.75,
-    ),
-    "version 2, as a container sees its own": (
-        {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "25000 100000\n"},
-        0.25,
-    ),
-    "version 1": (
-        {
-            "proc/self/cgroup": "7:memory:/docker/1\n4:cpu,cpuacct:/docker/1\n",
-            "sys/fs/cgroup/cpu,cpuacct/docker/1/cpu.cfs_quota_us": "50000\n",
-            "sys/fs/cgroup/cpu,cpuacct/docker/1/cpu.cfs_period_us": "100000\n",
-        },
-        0.5,
-    ),
-    "version 1, without a quota": (
-        {
-            "proc/self/cgroup": "4:cpu:/\n",
-            "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
-            "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
-        },
-        math.inf,
-    ),
-    "nonsense": ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "50000\n"}, math.inf),
-}
-
-
-@pytest.mark.parametrize(("files", "quota"), CGROUPS.values(), ids=CGROUPS)
-def test_cpus(tmp_path, files, quota):
-    """The smaller one of the affinity and the cgroups' quotas."""
-    for name, text in files.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    assert cpus(tmp_path) == min(quota, len(os.sched_getaffinity(0)))

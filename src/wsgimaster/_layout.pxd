@@ -95,7 +95,7 @@ cdef extern from * nogil:
         /* the worker writes; counters since the worker was born */
         LINE uint64_t requests;
         uint64_t exceptions;
-        uint64_t running_us;
+        uint64_t running_ns;           /* in requests that are over */
         uint64_t sent_bytes;
         uint64_t read_errors;
         uint64_t write_errors;
@@ -297,7 +297,7 @@ cdef extern from * nogil:
         uint64_t taken, sent, done
         uint32_t outcome, tid
         uint64_t started_ns, log_head, answered, dumps
-        uint64_t requests, exceptions, running_us, sent_bytes, read_errors, write_errors, clients_gone
+        uint64_t requests, exceptions, running_ns, sent_bytes, read_errors, write_errors, clients_gone
         uint64_t log_dropped
         uint64_t log_tail, condemned, softened
         uint64_t deadline_ns

@@ -45,6 +45,8 @@ def run(arguments: list[str]) -> int:
         print(f"wsgimaster: {problem}", file=sys.stderr)
         return 1
     try:
+        if arguments[:1] == ["simulate"]:
+            return simulate(arguments[1:])
         loaded = load(arguments, os.environ, os.getcwd())
     except ConfigErrors as errors:
         for error in errors.errors:
@@ -54,6 +56,19 @@ def run(arguments: list[str]) -> int:
         print(loaded.text, end="")
         return 0
     return serve(loaded)
+
+
+def simulate(arguments: list[str]) -> int:
+    from wsgimaster.simulate import command
+
+    try:
+        return command.run(arguments)
+    except StartError as error:
+        print(f"wsgimaster: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # simulate ... | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains when it flushes at the end
+        return 1
 
 
 def serve(loaded: Loaded) -> int:

@@ -21,6 +21,10 @@ Replacing. A worker that is worn (recycling.py, or it has lost a descriptor) sta
 READY in another slot; only then it is sent away. At most `budget` posts do that at a time, memory excepted. A successor
 that never becomes ready changes nothing: it is tried again after the post's back-off.
 
+Scaling. How many workers there should be is decided elsewhere (scaling/). A post that isn't to be filled is *off*: the
+lowest posts are filled first, and only a worker that had nothing to do, and can get nothing to do any more, is told to
+leave its post (Cheaped).
+
 Stopping. Gracefully: the door is closed, what runs and what waits is finished (workers are still replaced when they
 die, since somebody has to), then all workers are sent away; after the mercy they are killed. Fast: the
 waiting are refused, the workers sent away at once and killed after a second.
@@ -135,6 +139,20 @@ class Looked:
 
 
 @dataclass(frozen=True, slots=True)
+class MoreWanted:
+    """So many more workers than there are posts that are to be filled."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cheaped:
+    """The worker is idle, gets no request any more, and isn't to be replaced."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerGone:
     slot: int
     status: int
@@ -161,6 +179,8 @@ Event = (
     | WorkerBroken
     | WorkerWorn
     | WorkerStuck
+    | MoreWanted
+    | Cheaped
     | WorkerGone
     | Looked
     | StopAsked
@@ -240,6 +260,7 @@ class Slot:
     limits: Limits = recycling.NO_LIMITS
     worn: Reason | None = None  # READY: why it is to be replaced
     stuck: bool = False
+    cheaped: bool = False  # LEAVING: it was one too many
 
     def move(self, phase: Phase) -> None:
         if phase not in TRANSITIONS[self.phase]:
@@ -250,6 +271,7 @@ class Slot:
 @dataclass(slots=True)
 class Post:
     number: int
+    off: bool = False  # it isn't to be filled
     crashes: int = 0  # young deaths in a row
     not_before: float = 0.0
 
@@ -272,9 +294,11 @@ def backoff(crashes: int) -> float:
 
 @dataclass(slots=True)
 class Overseer:
-    """processes, threads: cores per process; required: `need-app`; mercy: `worker-reload-mercy`, seconds."""
+    """processes; initial: so many of them are wanted at first; threads: cores per process; required: `need-app`;
+    mercy: `worker-reload-mercy`, seconds."""
 
     processes: int
+    initial: int
     threads: int
     required: bool
     mercy: float
@@ -282,6 +306,7 @@ class Overseer:
     recycling: Recycling
     slots: list[Slot] = field(default_factory=list)
     posts: list[Post] = field(default_factory=list)
+    wanted: int = 0  # workers: the posts that aren't off
     zygote_loaded: bool = False
     zygote_running: bool = False
     zygote_loaded_at: float | None = None
@@ -294,7 +319,8 @@ class Overseer:
 
     def __post_init__(self) -> None:
         self.slots = [Slot(place) for place in range(1, slots_for(self.processes) + 1)]
-        self.posts = [Post(number) for number in range(1, self.processes + 1)]
+        self.posts = [Post(number, off=number > self.initial) for number in range(1, self.processes + 1)]
+        self.wanted = self.initial
 
     def start(self) -> list[Effect]:
         self.zygote_running = True
@@ -330,6 +356,10 @@ class Overseer:
                 return self._worn(self._slot(slot), Reason(why, Urgency.NOW)) + self._fill(now)
             case WorkerStuck(slot):
                 return self._stuck(self._slot(slot), now)
+            case MoreWanted(count):
+                return self._more(count, now)
+            case Cheaped(slot):
+                return self._cheaped(self._slot(slot), now)
             case WorkerGone(slot, status, served):
                 return self._gone(self._slot(slot), status, served, now)
             case Looked(figures):
@@ -365,7 +395,8 @@ class Overseer:
         serving = {slot.number: slot for slot in self.slots if slot.phase is Phase.READY}
         free = [slot for slot in self.slots if slot.phase is Phase.EMPTY]
         budget = recycling.budget(self.recycling, self.processes) - len(coming & serving.keys())
-        vacant = [post for post in self.posts if post.number not in coming and post.number not in serving]
+        taken = coming | serving.keys()
+        vacant = [post for post in self.posts if not post.off and post.number not in taken]
         worn = []
         if self.stopping is Stopping.NO:
             for number in sorted(serving.keys() - coming):
@@ -385,7 +416,8 @@ class Overseer:
         for post, slot in due:
             slot.move(Phase.ASKED)
             slot.number, slot.pid, slot.ready_at, slot.kill_at = post.number, 0, None, None
-            slot.worn, slot.stuck, slot.alive, slot.alive_by = None, False, False, now + self.spawn_timeout
+            slot.worn, slot.stuck, slot.cheaped = None, False, False
+            slot.alive, slot.alive_by = False, now + self.spawn_timeout
         return [Fork(slot.place, slot.number) for _, slot in due]
 
     def _leave(self, slot: Slot, now: float) -> list[Effect]:
@@ -398,8 +430,9 @@ class Overseer:
         """Shorten the shortest back-off if nobody serves and nobody is coming."""
         if any(slot.phase in (Phase.ASKED, Phase.STARTING, Phase.READY) for slot in self.slots):
             return
-        first = min(self.posts, key=lambda post: post.not_before)
-        first.not_before = min(first.not_before, now + NOBODY_SERVES)
+        first = min((post for post in self.posts if not post.off), key=lambda post: post.not_before, default=None)
+        if first is not None:
+            first.not_before = min(first.not_before, now + NOBODY_SERVES)
 
     def _empty(self, slot: Slot) -> None:
         slot.move(Phase.EMPTY)
@@ -477,6 +510,36 @@ class Overseer:
             return []
         return self._leave(slot, now) + self._fill(now)
 
+    # ---- scaling ----
+
+    def crew(self) -> tuple[int, int]:
+        """(workers that serve, workers that are coming where nobody serves yet)."""
+        serving = {slot.number for slot in self.slots if slot.phase is Phase.READY}
+        coming = {slot.number for slot in self.slots if slot.phase in (Phase.ASKED, Phase.STARTING)}
+        return len(serving), len(coming - serving)
+
+    def spare(self) -> list[int]:
+        """The slots of workers that could end, the first to end first: those that are worn anyway, then the highest
+        numbers. Not those whose replacement is being started."""
+        coming = {slot.number for slot in self.slots if slot.phase in (Phase.ASKED, Phase.STARTING)}
+        serving = [slot for slot in self.slots if slot.phase is Phase.READY and slot.number not in coming]
+        return [slot.place for slot in sorted(serving, key=lambda slot: (slot.worn is None, -slot.number))]
+
+    def _more(self, count: int, now: float) -> list[Effect]:
+        if self.stopping is Stopping.LEAVING:
+            return []
+        for post in [post for post in self.posts if post.off][:count]:
+            post.off = False
+            self.wanted += 1
+        return self._fill(now)
+
+    def _cheaped(self, slot: Slot, now: float) -> list[Effect]:
+        if slot.phase is not Phase.READY:
+            return []
+        slot.cheaped = self.posts[slot.number - 1].off = True
+        self.wanted -= 1
+        return self._leave(slot, now)
+
     # ---- recycling ----
 
     def _looked(self, figures: Mapping[int, Figures], now: float) -> list[Effect]:
@@ -517,7 +580,7 @@ class Overseer:
         effects: list[Effect] = [Forget(slot.place)]
         if expected:
             killed = slot.stuck and status < 0
-            line = damn(post.number, pid, status) if killed else buried(post.number, pid, status)
+            line = damn(post.number, pid, status) if killed else buried(post.number, pid, status, slot.cheaped)
             effects.append(Say(line))
             return effects + (self._exit_when_empty() or self._fill(now))
         post.crashes += young
@@ -610,8 +673,11 @@ def explain(status: int) -> str:
     return f"killed by signal {-status}" if status < 0 else f"exit code {status}"
 
 
-def buried(number: int, pid: int, status: int) -> str:
-    return f"worker {number} buried (pid: {pid})" + (f", {explain(status)}" if status else "")
+def buried(number: int, pid: int, status: int, cheaped: bool) -> str:
+    how = f", {explain(status)}" if status else ""
+    return (
+        f"uWSGI worker {number} cheaped. (pid: {pid}{how})" if cheaped else f"worker {number} buried (pid: {pid}){how}"
+    )
 
 
 def no_mercy(slot: Slot) -> str:

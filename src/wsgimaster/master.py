@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from wsgimaster import __version__, harakiri, http1, lifecycle, messages, processes, sockets, wakeups
+from wsgimaster import __version__, harakiri, http1, lifecycle, machine, messages, processes, sockets, wakeups
 from wsgimaster._front import NO_ANSWER, Front, Request
 from wsgimaster.errors import StartError
 from wsgimaster.lifecycle import Effect, Event, Overseer
@@ -24,6 +24,8 @@ from wsgimaster.log import LogWriter
 from wsgimaster.messages import Kind, Message
 from wsgimaster.processes import Child
 from wsgimaster.recycling import Figures
+from wsgimaster.scaler import Scaler
+from wsgimaster.scaling import policy
 from wsgimaster.scoreboard import Scoreboard
 from wsgimaster.settings import Dispatch, Order, Settings, prefix_of
 
@@ -72,7 +74,7 @@ class Master:
         self.threads = settings.processes.threads
         cores = lifecycle.slots_for(settings.processes.processes) * self.threads
         self.board = Scoreboard(cores)
-        self.cpus = processes.cpus()
+        self.cpus = machine.cpus()
         self.reserve = processes.Reserve(self.threads)
         self.waiting_limit, warning = sockets.waiting_limit(settings.sockets.waiting_limit, sockets.largest_backlog())
         if warning:
@@ -86,6 +88,7 @@ class Master:
             timeout=settings.sockets.timeout,
             waiting_limit=self.waiting_limit,
             queue_timeout=settings.sockets.queue_timeout,
+            queue_wait=settings.cheaper.queue_wait,
             even=settings.processes.dispatch_order is Order.EVEN,
             pull=settings.processes.dispatch is Dispatch.AUTO,
             most_waiting=0 if settings.processes.dispatch_order is Order.EVEN else max(1, round(self.cpus)),
@@ -96,6 +99,7 @@ class Master:
         )
         self.overseer = Overseer(
             settings.processes.processes,
+            settings.first_workers,
             self.threads,
             settings.app.required,
             settings.processes.reload_mercy,
@@ -110,6 +114,16 @@ class Master:
             self.log,
             self.handle,
             self._worker_in,
+        )
+        self.scaler = Scaler(
+            settings.cheaper,
+            self.threads,
+            self.front,
+            self.overseer,
+            self._requests_by_pid,
+            self.handle,
+            self._stop_gracefully,
+            self.log.say,
         )
         self.plan = processes.plan_for_zygote(settings, descriptors)
         self.zygote: Child | None = None
@@ -138,6 +152,10 @@ class Master:
         coroutines: list[Callable[[], Awaitable[None]]] = [self.harakiri.watch]
         if self.settings.recycling.wanted:
             coroutines.append(self._look_at_workers)
+        if self.settings.cheaper.wanted:
+            coroutines.append(self.scaler.watch)
+        if self.settings.cheaper.minimum:
+            coroutines.append(self.scaler.watch_memory)
         tasks = [self.loop.create_task(keep_going(one, self._report_defect)) for one in coroutines]
         self._perform(self.overseer.start())
         try:
@@ -166,6 +184,8 @@ class Master:
         for number, listener in enumerate(self.listeners):
             say(listener.describe(number))
         say(f"{self.waiting_limit} requests may wait for a worker (listen)")
+        for line in policy.describe(self.settings.cheaper, self.settings.first_workers, self.overseer.processes):
+            say(line)
         mercy = self.settings.processes.reload_mercy
         say(f"your mercy for graceful operations on workers is {mercy:g} seconds")
         say(f"spawned uWSGI master process (pid: {os.getpid()})")
@@ -194,15 +214,22 @@ class Master:
             signal.SIGQUIT: True,
         }
         for number, fast in stop.items():
-            self.loop.add_signal_handler(number, self._stop, number, fast)
+            self.loop.add_signal_handler(number, self._on_stop_signal, number, fast)
         for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP):
             self.loop.add_signal_handler(number, self._ignore, number)
 
     def _ignore(self, number: signal.Signals) -> None:
         self.log.say(f"{number.name} is not served yet; nothing changes (SIGTERM stops)")
 
-    def _stop(self, number: signal.Signals, fast: bool) -> None:
-        self.log.say(f"{number.name} received...stopping{' now' if fast else ' gracefully'}")
+    def _stop_gracefully(self, why: str) -> None:
+        if self.overseer.stopping is lifecycle.Stopping.NO:
+            self._stop(f"{why}: ", fast=False)
+
+    def _on_stop_signal(self, number: signal.Signals, fast: bool) -> None:
+        self._stop(f"{number.name} received...", fast)
+
+    def _stop(self, why: str, fast: bool) -> None:
+        self.log.say(f"{why}stopping{' now' if fast else ' gracefully'}")
         self.handle(lifecycle.StopAsked(fast))
         if self.overseer.stopping is lifecycle.Stopping.FINISHING:
             mercy = self.settings.processes.reload_mercy
@@ -277,6 +304,11 @@ class Master:
         """The slot's process and its number."""
         child = self.workers.get(slot)
         return (child, self.overseer.slots[slot - 1].number) if child is not None else None
+
+    def _requests_by_pid(self) -> dict[int, int]:
+        """That the workers have served; without those that are leaving."""
+        ready = [slot.place for slot in self.overseer.slots if slot.phase is lifecycle.Phase.READY]
+        return {self.workers[place].pid: self.front.served_by(place - 1) for place in ready if place in self.workers}
 
     def _name(self, core: int) -> str:
         """ "worker 3", for the log."""
@@ -491,6 +523,9 @@ class Master:
         """Something is open: look after it every TICK."""
         self.harakiri.busy.set()
         self.loop.call_later(TICK, self._tick)
+
+    def requests_wait(self) -> None:
+        self.scaler.requests_wait()
 
     is_grinder = staticmethod(wakeups.is_grinder)
 

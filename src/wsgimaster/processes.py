@@ -8,7 +8,6 @@ Runs in: the master.
 import contextlib
 import fcntl
 import json
-import math
 import os
 import re
 import signal
@@ -113,37 +112,6 @@ class Child:
         """At its end: what nobody has asked for."""
         self.collect_tracebacks()
         return re.sub(rb"\x02[0-9a-f]*\n?", b"", self.written).decode("utf-8", "backslashreplace").rstrip()
-
-
-def cpus(root: Path = Path("/")) -> float:
-    """How many CPUs we may use: the affinity, or less if a cgroup has a quota (version 1 or 2). root: where /proc and
-    /sys are."""
-    limits = [float(len(os.sched_getaffinity(0)))]
-    with contextlib.suppress(OSError):
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers and "cpu" not in controllers.split(","):
-                continue
-            mount = root / "sys/fs/cgroup" / controllers
-            own = mount / path.lstrip("/")
-            limits += [
-                quota(group, version=1 if controllers else 2)
-                for group in (own, *own.parents)
-                if mount in (group, *group.parents)
-            ]
-    return min(limits)
-
-
-def quota(group: Path, version: int) -> float:
-    """CPUs, infinite without a quota."""
-    try:
-        if version == 2:
-            allowed, period = (group / "cpu.max").read_text().split()
-        else:
-            allowed, period = ((group / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
-        return math.inf if allowed in ("max", "-1") else int(allowed) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):
-        return math.inf
 
 
 def output_pipe() -> tuple[int, int]:

@@ -76,7 +76,7 @@ class App(Section):
 
 
 MAX_CORES = 16384  # of the scoreboard: _layout.pxd
-MASTER_TASKS = 2  # threads of the master: the loop's and the log's
+MASTER_TASKS = 3  # threads of the master: the loop's, the log's, and one that reads the workers' memory
 
 
 class Dispatch(StrEnum):
@@ -173,6 +173,61 @@ class Recycling(Section):
         return bool(self.max_requests or self.max_lifetime or self.watches_memory)
 
 
+class Algorithm(StrEnum):
+    """`cheaper-algo`: scaling/ has a file for each."""
+
+    SPARE = "spare"
+    SPARE2 = "spare2"
+    BACKLOG = "backlog"
+    BUSYNESS = "busyness"
+    MANUAL = "manual"
+
+
+class Cheaper(Section):
+    """How the number of workers follows the load."""
+
+    minimum: Annotated[int, Field(ge=0)] = 0  # `cheaper`; 0: there are always `processes` workers
+    initial: Annotated[int, Field(ge=0)] = 0  # `cheaper-initial`; 0: as many as `minimum`
+    step: Annotated[int, Field(ge=1)] = 1  # workers added at a time
+    overload: Annotated[int, Field(ge=0)] = 3  # spare: rounds; busyness: seconds of a window; backlog: requests
+    idle_rounds: Annotated[int, Field(ge=1)] = 10  # `cheaper-idle`: seconds; spare2
+    algorithm: Algorithm = Algorithm.SPARE
+    queue_wait: Annotated[float, Field(ge=0)] = 0.05  # seconds; who waits for longer makes workers start. 0: nobody
+    rss_soft: Annotated[int, Field(ge=0)] = 0  # bytes of all workers from which none is added; 0: no limit
+    rss_hard: Annotated[int, Field(ge=0)] = 0  # bytes from which they end, one by one
+    verbose: bool = False  # `cheaper-busyness-verbose`: also says why nothing changes
+    cheap: bool = False  # no worker before the first request
+    idle: Annotated[int, Field(ge=0)] = 0  # seconds without a request after which all workers end; 0: never
+    die_on_idle: bool = False  # then the server ends as well
+    busyness_max: Annotated[int, Field(ge=1)] = 50  # percent: above it, workers are added
+    busyness_min: Annotated[int, Field(ge=1)] = 25  # percent: below it, one ends
+    multiplier: Annotated[int, Field(ge=1)] = 10  # windows without a change before one ends
+    penalty: Annotated[int, Field(ge=1)] = 2  # more windows, if one was missing soon afterwards
+    backlog_alert: Annotated[int, Field(ge=1)] = 33  # requests: more than so many waiting are an emergency
+    backlog_multiplier: Annotated[int, Field(ge=1)] = 3  # the multiplier while there are emergency workers
+    backlog_step: Annotated[int, Field(ge=1)] = 1  # emergency workers added a second
+    backlog_nonzero: Annotated[int, Field(ge=1)] = 60  # seconds: if somebody waits for so long, it is an emergency
+
+    @model_validator(mode="after")
+    def _limits_go_together(self) -> Cheaper:
+        soft, hard = self.rss_soft, self.rss_hard
+        if hard and not soft:
+            raise ValueError("cheaper-rss-limit-hard needs cheaper-rss-limit-soft")
+        if hard and hard <= soft:
+            raise ValueError(f"cheaper-rss-limit-hard ({hard}) must be greater than cheaper-rss-limit-soft ({soft})")
+        return self
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the number of workers ever changes."""
+        return bool(self.minimum or self.cheap or self.idle)
+
+    @property
+    def hurries(self) -> bool:
+        """Whether waiting requests make workers start."""
+        return bool(self.minimum and self.queue_wait and self.algorithm is not Algorithm.MANUAL)
+
+
 class Titles(Section):
     """Process titles (`procname` and its family); no title is set while `automatic` is False."""
 
@@ -208,6 +263,15 @@ class Settings(Section):
     processes: Processes = Processes()
     harakiri: Harakiri = Harakiri()
     recycling: Recycling = Recycling()
+    cheaper: Cheaper = Cheaper()
     titles: Titles = Titles()
     identity: Identity = Identity()
     logging: Logging = Logging()
+
+    @property
+    def first_workers(self) -> int:
+        """How many workers there are at the start."""
+        cheaper = self.cheaper
+        if cheaper.cheap:
+            return 0
+        return cheaper.initial or cheaper.minimum or self.processes.processes

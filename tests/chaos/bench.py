@@ -310,10 +310,10 @@ class Bench:
         self.say(case)
 
     @contextmanager
-    def start(self, options: str = "", **more: object) -> Iterator[Victim]:
-        """The server, with all its workers loaded."""
+    def start(self, options: str = "", loaded: int | None = None, **more: object) -> Iterator[Victim]:
+        """The server, with all its workers loaded, or so many of them."""
         with Victim(self.command, options, **more) as victim:  # type: ignore[arg-type]
-            victim.wait_loaded(int(more.get("processes", 1)))  # type: ignore[call-overload]
+            victim.wait_loaded(loaded or int(more.get("processes", 1)))  # type: ignore[call-overload]
             yield victim
 
     @contextmanager

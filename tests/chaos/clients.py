@@ -92,11 +92,14 @@ def error_name(error: OSError) -> str:
 class Load:
     """Clients in a closed loop, each in a thread, from the beginning of the `with` block until `stop`."""
 
-    def __init__(self, address: Address, clients: int, path: str = "/work?ms=10", timeout: float = 30) -> None:
+    def __init__(
+        self, address: Address, clients: int, path: str = "/work?ms=10", timeout: float = 30, first: int = 0
+    ) -> None:
+        """first: the number of the first client, in its requests' names."""
         self.address, self.path, self.timeout = address, path, timeout
         self.replies: list[Reply] = []
         self.stopping = threading.Event()
-        self.threads = [threading.Thread(target=self._run, args=(number,)) for number in range(clients)]
+        self.threads = [threading.Thread(target=self._run, args=(first + number,)) for number in range(clients)]
 
     def _run(self, client: int) -> None:
         for number in count():

@@ -33,6 +33,7 @@ import outside  # noqa: F401
 import pressure  # noqa: F401
 import recycling  # noqa: F401
 import report
+import scaling  # noqa: F401
 import stuck  # noqa: F401
 from bench import BUILD, REPOSITORY, SCENARIOS, Bench, Case, Missing, Scenario
 from support.harness import COMMAND, Program

@@ -22,6 +22,7 @@ from wsgimaster.scoreboard import Scoreboard
 
 SLOT_BYTES = 704  # _layout.pxd; its first field is `taken`
 WANTED = 8  # in the board's head
+QUEUE_WAIT = 0.05  # seconds
 
 
 class Recorder:
@@ -29,7 +30,10 @@ class Recorder:
 
     def __init__(self):
         self.ready, self.refused, self.lines, self.lost, self.edges = [], [], [], [], []
-        self.ticks = self.decided = 0
+        self.ticks = self.decided = self.alarms = 0
+
+    def requests_wait(self):
+        self.alarms += 1
 
     def tick_wanted(self):
         self.ticks += 1
@@ -141,6 +145,7 @@ class Bench:
             timeout=4.0,
             waiting_limit=waiting_limit,
             queue_timeout=queue_timeout,
+            queue_wait=QUEUE_WAIT,
             even=even,
             pull=pull,
             most_waiting=most_waiting,

@@ -21,7 +21,9 @@ from wsgimaster.config.system import System
 from wsgimaster.config.values import READERS, Context, Value, is_on, shortened
 from wsgimaster.errors import ConfigError, ConfigErrors
 from wsgimaster.settings import (
+    Algorithm,
     App,
+    Cheaper,
     Harakiri,
     Identity,
     Logging,
@@ -39,6 +41,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "processes": Processes,
     "harakiri": Harakiri,
     "recycling": Recycling,
+    "cheaper": Cheaper,
     "titles": Titles,
     "identity": Identity,
     "logging": Logging,
@@ -62,12 +65,17 @@ class Loaded:
 
 
 def load(
-    argv: list[str], environ: Mapping[str, str], cwd: str, system: System | None = None, width: int = 100
+    argv: list[str],
+    environ: Mapping[str, str],
+    cwd: str,
+    system: System | None = None,
+    width: int = 100,
+    serves: bool = True,
 ) -> Loaded:
     """Return the configuration, or raise ConfigErrors with everything that is wrong with it.
 
     argv: without the program's name; cwd: the start directory, to which file names are relative;
-    system: the machine (None: this one); width: of the terminal, for --help.
+    system: the machine (None: this one); width: of the terminal, for --help; serves: there has to be a socket.
     """
     command_line = commandline.parse(argv)
     for assignment in command_line.options:
@@ -81,7 +89,7 @@ def load(
     build = _Build(gathered, Context(system, cwd))
     settings = build.settings()
     errors = command_line.errors + [error for _, error in sorted(build.errors, key=lambda pair: pair[0])]
-    if settings and not settings.sockets.addresses and not errors:
+    if serves and settings and not settings.sockets.addresses and not errors:
         errors.append(ConfigError("configuration", None, "no listening socket", NO_SOCKET))
     if errors or settings is None:
         raise ConfigErrors(errors)
@@ -96,6 +104,21 @@ def load(
     )
 
 
+ZERO_IS_DEFAULT = tuple(
+    f"cheaper.{name}"
+    for name in [
+        "step",
+        "idle_rounds",
+        "busyness_max",
+        "busyness_min",
+        "multiplier",
+        "penalty",
+        "backlog_alert",
+        "backlog_multiplier",
+        "backlog_step",
+        "backlog_nonzero",
+    ]
+)
 UNSET_VARIABLE = re.compile(r"\$\((\w+)\)")  # what is left of `$(NAME)` after the pass
 NO_SOCKET = "add socket = ... or http-socket = ..."
 
@@ -159,6 +182,8 @@ class _Build:
             self._refuse(index, assignment, "isn't served here", option.reason)
         elif option.names[0] == "show-config":
             self.shows_config = not off
+        elif option.names[0] == "cheaper-algo-list" and not off:
+            self.notes.warnings.append(f"cheaper algorithms: {', '.join(Algorithm)}")
         elif option.state is State.WORKS and option.field:
             self._read(index, assignment, option)
 
@@ -218,6 +243,39 @@ class _Build:
             if values.get(name) == 0:
                 values[name] = None
                 self.notes.add(self._set_by(name), "0 counts as the default")
+        self._combine_cheaper()
+
+    def _combine_cheaper(self) -> None:
+        """What uWSGI makes of odd numbers of workers, and of zeros."""
+        values = self._values
+        for name in ZERO_IS_DEFAULT:
+            if values.get(name) == 0:
+                del values[name]
+                self.notes.add(self._set_by(name), "0 counts as the default")
+        algorithm = values.get("cheaper.algorithm")
+        if algorithm is not None and algorithm not in set(Algorithm):
+            values["cheaper.algorithm"] = Algorithm.SPARE
+            known = ", ".join(Algorithm)
+            self.notes.add(
+                self._set_by("cheaper.algorithm"), f"there is no such algorithm, spare is used ({known} exist)"
+            )
+        most = cast(int, values.get("processes.processes", 1))
+        least = cast(int, values.get("cheaper.minimum", 0))
+        if least and least >= most:
+            place = self._origin["cheaper.minimum"]
+            hint = "cheaper is the least number of workers, processes the greatest"
+            self._refuse(
+                place, self._set_by("cheaper.minimum"), f"must be lower than processes ({most}), found {least}", hint
+            )
+        first = cast(int, values.get("cheaper.initial", 0))
+        if first and not least:
+            first = cast(int, values.pop("cheaper.initial")) * 0
+            self.notes.add(self._set_by("cheaper.initial"), "has no effect without cheaper")
+        if first and not min(least, most) <= first <= most:
+            values["cheaper.initial"] = max(least, min(first, most))
+            self.notes.add(self._set_by("cheaper.initial"), f"{first} counts as {values['cheaper.initial']}")
+        if values.get("cheaper.die_on_idle") and not values.get("cheaper.idle"):
+            self.notes.warnings.append("die-on-idle has no effect without idle = seconds")
 
     def _set_by(self, name: str) -> Assignment:
         return self.gathered.assignments[self._origin[name]]

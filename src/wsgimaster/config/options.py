@@ -22,6 +22,7 @@ class Kind(StrEnum):
     U64 = "u64"
     U16 = "u16"  # larger numbers count as 65535
     MEGABYTES = "megabytes"
+    MILLISECONDS = "milliseconds"
     OCTAL = "octal"
     MODE = "mode"  # three octal digits
     TEXT = "text"
@@ -43,7 +44,7 @@ class Kind(StrEnum):
     GROUPS = "groups"
 
 
-NUMBERS = frozenset({Kind.INT, Kind.SIGNED, Kind.U64, Kind.U16, Kind.MEGABYTES})
+NUMBERS = frozenset({Kind.INT, Kind.SIGNED, Kind.U64, Kind.U16, Kind.MEGABYTES, Kind.MILLISECONDS})
 FLAGS = frozenset({Kind.FLAG, Kind.CLEARED})
 LISTS = frozenset({Kind.LIST, Kind.SOCKETS, Kind.NETWORKS, Kind.PATHS, Kind.VARIABLES, Kind.GROUPS})
 
@@ -130,7 +131,8 @@ def router_family(name: str, more: str) -> list[Option]:
 
 
 FLAG, CLEARED, INT, SIGNED, U64, U16 = Kind.FLAG, Kind.CLEARED, Kind.INT, Kind.SIGNED, Kind.U64, Kind.U16
-MEGABYTES, OCTAL, MODE, TEXT, LIST = Kind.MEGABYTES, Kind.OCTAL, Kind.MODE, Kind.TEXT, Kind.LIST
+MEGABYTES, MILLISECONDS, OCTAL, MODE = Kind.MEGABYTES, Kind.MILLISECONDS, Kind.OCTAL, Kind.MODE
+TEXT, LIST = Kind.TEXT, Kind.LIST
 ACTION, LOGIC, USER, GROUP = Kind.ACTION, Kind.LOGIC, Kind.USER, Kind.GROUP
 OPTIONAL, REQUIRED, NONE = Argument.OPTIONAL, Argument.REQUIRED, Argument.NONE
 
@@ -558,27 +560,38 @@ TABLE: dict[str, tuple[Option, ...]] = {
     later("wait-for-socket-timeout", INT, "seconds to wait for it"),
 ),
 "Adaptive processes": (
-    later("cheap", FLAG, "start workers with the first request"),
-    later("cheaper", INT, "least number of workers"),
-    later("cheaper-initial", INT, "workers at start"),
-    later("cheaper-algo", TEXT, "when to add and end workers: spare, backlog, busyness, manual",
-          default="spare"),
-    later("cheaper-step", INT, "workers added at a time", default="1"),
-    later("cheaper-overload", U64, "seconds or rounds per decision, or waiting requests", default="3"),
-    later("cheaper-algo-list cheaper-algos-list cheaper-list", FLAG, "print the ways to decide"),
-    later("cheaper-rss-limit-soft", U64, "bytes of memory from which none is added"),
-    later("cheaper-rss-limit-hard", U64, "bytes of memory from which some end"),
-    later("cheaper-busyness-max", U64, "percent from which workers are added", default="50"),
-    later("cheaper-busyness-min", U64, "percent below which workers end", default="25"),
-    later("cheaper-busyness-multiplier", U64, "calm rounds before one ends", default="10"),
-    later("cheaper-busyness-penalty", U64, "more calm rounds after a wrong decision", default="2"),
-    later("cheaper-busyness-verbose", FLAG, "log the decisions"),
-    later("cheaper-busyness-backlog-alert", INT, "waiting requests that are an emergency", default="33"),
-    later("cheaper-busyness-backlog-multiplier", U64, "calm rounds after an emergency", default="3"),
-    later("cheaper-busyness-backlog-step", INT, "workers added in an emergency", default="1"),
-    later("cheaper-busyness-backlog-nonzero", U64, "seconds of waiting that are an emergency", default="60"),
-    later("idle", INT, "seconds without requests before all workers end"),
-    later("die-on-idle", FLAG, "then the server ends, too"),
+    works("cheaper", INT, "cheaper.minimum",
+          "least number of workers (spare2: of idle ones); without it there are always `processes`"),
+    works("cheaper-initial", INT, "cheaper.initial", "workers at start", default="as many as cheaper"),
+    works("cheaper-algo", TEXT, "cheaper.algorithm",
+          "when to add and end workers: spare, spare2, backlog, busyness, manual", default="spare"),
+    works("cheaper-algo-list cheaper-algos-list cheaper-list", FLAG, "", "log the names of the algorithms"),
+    works("cheaper-step", INT, "cheaper.step", "workers added at a time", default="1"),
+    works("cheaper-overload", U64, "cheaper.overload",
+          "spare: rounds; busyness: seconds of a window; backlog: waiting requests", default="3"),
+    works("cheaper-idle", INT, "cheaper.idle_rounds", "spare2: seconds before an idle worker ends", default="10"),
+    works("cheaper-queue-wait", MILLISECONDS, "cheaper.queue_wait",
+          "milliseconds; a request that waits for longer while all are busy makes workers start at once; 0: never",
+          default="50", ours="yes"),
+    works("cheaper-rss-limit-soft", U64, "cheaper.rss_soft", "bytes of all workers' memory from which none is added"),
+    works("cheaper-rss-limit-hard", U64, "cheaper.rss_hard", "bytes of memory from which they end, one by one"),
+    works("cheaper-busyness-max", U64, "cheaper.busyness_max", "percent above which workers are added", default="50"),
+    works("cheaper-busyness-min", U64, "cheaper.busyness_min", "percent below which one ends", default="25"),
+    works("cheaper-busyness-multiplier", U64, "cheaper.multiplier",
+          "windows of cheaper-overload seconds below that before one ends", default="10"),
+    works("cheaper-busyness-penalty", U64, "cheaper.penalty",
+          "more windows, if it was missing soon afterwards", default="2"),
+    works("cheaper-busyness-verbose", FLAG, "cheaper.verbose", "log also why nothing changes"),
+    works("cheaper-busyness-backlog-alert", INT, "cheaper.backlog_alert",
+          "waiting requests above which emergency workers start", default="33"),
+    works("cheaper-busyness-backlog-multiplier", U64, "cheaper.backlog_multiplier",
+          "the multiplier while there are emergency workers", default="3"),
+    works("cheaper-busyness-backlog-step", INT, "cheaper.backlog_step", "emergency workers per second", default="1"),
+    works("cheaper-busyness-backlog-nonzero", U64, "cheaper.backlog_nonzero",
+          "seconds with somebody waiting after which one starts", default="60"),
+    works("cheap", FLAG, "cheaper.cheap", "start no worker before the first request"),
+    works("idle", INT, "cheaper.idle", "seconds without requests before all workers end"),
+    works("die-on-idle", FLAG, "cheaper.die_on_idle", "then the server ends, too"),
 ),
 "Recycling and timeouts": (
     works("max-requests", U64, "recycling.max_requests", "requests after which a worker is replaced", short="R"),

@@ -83,6 +83,12 @@ def read_megabytes(option: Option, text: str | None, _: Context) -> Read:
     return number * 1024 * 1024 or None, note
 
 
+def read_milliseconds(option: Option, text: str | None, _: Context) -> Read:
+    """Read a number of milliseconds; return seconds."""
+    number, note = loose_number(option.kind, text)
+    return number / 1000, note
+
+
 def read_octal(_: Option, text: str | None, __: Context) -> Read:
     if text is None or not re.fullmatch(r"0?[0-7]{1,3}", text):
         raise ValueError(f"expected octal digits such as 022, found {shortened(text)}")
@@ -215,6 +221,7 @@ READERS: dict[Kind, Callable[[Option, str | None, Context], Read]] = {
     Kind.U64: read_number,
     Kind.U16: read_u16,
     Kind.MEGABYTES: read_megabytes,
+    Kind.MILLISECONDS: read_milliseconds,
     Kind.OCTAL: read_octal,
     Kind.MODE: read_mode,
     Kind.TEXT: read_text,
