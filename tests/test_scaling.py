@@ -335,6 +335,14 @@ def test_only_an_idle_worker_ends():
     assert policy.decide(settings, look(4, busy=3), room.NOTHING_HELD, memory, 2.0)[0].change == -1
 
 
+def test_busyness_does_not_remember_an_end_that_never_was():
+    """Every worker is busy at the moment of the look, little as they did before."""
+    windows = Windows(multiplier=2)
+    assert [windows.pass_second(4, 10), windows.pass_second(4, 10, busy=4)] == [0, 0]
+    assert windows.memory.algorithm.ended_at is None
+    assert windows.pass_second(4, 10, busy=3) == -1
+
+
 def test_one_that_is_coming_is_not_idle():
     settings = Cheaper(minimum=2, algorithm="backlog")
     assert changes(settings, [look(4, busy=3, coming=1)]) == [0]

@@ -121,6 +121,12 @@ def test_busyness_is_what_the_workers_did():
     assert [round(one.busyness, 3) for one in outcome.seconds[9:17]] == [0, 1, 1, 1, 1, 1, 0, 0]
 
 
+def test_workers_that_have_ended_have_no_cores():
+    engine = Engine(Pool(Cheaper(minimum=1, algorithm="busyness", overload=1, multiplier=3), 4, 4))
+    engine.run([], 60.0, lambda at: None)
+    assert (engine.sample().workers, engine.sample().free_cores, engine.sample().coming) == (1, 1, 0)
+
+
 def test_workers_end_when_there_is_nothing_to_do():
     outcome = play([Request(1.0, 0.1)], first=4, multiplier=3)
     assert outcome.seconds[-1].workers == 1

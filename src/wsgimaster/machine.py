@@ -102,7 +102,7 @@ class WorkersMemory:
     root: Path = ROOT
     held: dict[int, tuple[int, int]] = field(default_factory=dict)  # by pid: (proportional, own); the oldest look first
     looks: int = 0
-    typical: int = 0  # the most that a worker had for itself, as long as one that has served is there
+    typical: int = 0  # the most that a worker had for itself, when one that has served was last there
 
     def look(self, requests: dict[int, int], thorough: bool = False) -> Memory:
         """Blocks for some milliseconds, mostly in the kernel. requests: that the workers have served, by pid; thorough:

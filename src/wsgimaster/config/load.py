@@ -269,9 +269,9 @@ class _Build:
             )
         first = cast(int, values.get("cheaper.initial", 0))
         if first and not least:
-            first = cast(int, values.pop("cheaper.initial")) * 0
+            del values["cheaper.initial"]
             self.notes.add(self._set_by("cheaper.initial"), "has no effect without cheaper")
-        if first and not min(least, most) <= first <= most:
+        elif first and not min(least, most) <= first <= most:
             values["cheaper.initial"] = max(least, min(first, most))
             self.notes.add(self._set_by("cheaper.initial"), f"{first} counts as {values['cheaper.initial']}")
         if values.get("cheaper.die_on_idle") and not values.get("cheaper.idle"):
