@@ -29,7 +29,8 @@ import special
 from clients import ClientError, run_load
 from contenders import QUIET_WINDOW, VENV, ServerError, Service
 
-from wsgimaster.scaling.facts import Sample
+from wsgimaster.scaling import flapping, policy
+from wsgimaster.scaling.facts import Decision, Sample
 from wsgimaster.settings import Algorithm, Cheaper
 from wsgimaster.simulate import loads
 from wsgimaster.simulate.command import milliseconds, share
@@ -190,7 +191,8 @@ def many(name: str, python: str) -> dict[str, Any]:
 
 
 class UwsgiEngine(Engine):
-    """Measures as uWSGI's busyness plugin does, ends the oldest worker, and has no eye for the queue between rounds."""
+    """Measures as uWSGI's busyness plugin does, ends the oldest worker, has no eye for the queue between rounds, and
+    learns nothing from ends that were too early (but what busyness learns)."""
 
     def __init__(self, pool: Pool) -> None:
         self.took: dict[Worker, float] = {}  # of the request that it has, seconds
@@ -224,6 +226,9 @@ class UwsgiEngine(Engine):
     def _done(self, worker: Worker) -> None:
         self.ended[worker.number] = self.ended.get(worker.number, 0.0) + self.took.pop(worker)
         super()._done(worker)
+
+    def _carry_out(self, decision: Decision, memory: policy.Memory) -> None:
+        super()._carry_out(decision, replace(memory, missed=flapping.UNTROUBLED))
 
     def _look(self) -> None:
         pass  # and `looking` stays true: no other look is planned
@@ -295,11 +300,16 @@ def real_tables(figures: dict[str, Any]) -> Iterator[str]:
 
 def render(figures: dict[str, Any]) -> None:
     """Simulates anew (it is quick, and always the same), draws, and replaces the page's figures."""
-    outcomes = {shape: {name: simulated(shape, engine) for name, engine in ENGINES.items()} for shape in loads.SHAPES}
+    outcomes: dict[str, dict[str, Outcome]] = {}
     others = [one for one in Algorithm if one not in (Algorithm.BUSYNESS, Algorithm.MANUAL)]
-    for shape, found in outcomes.items():
-        draw(found, f"{shape}, busyness", str(DOCS / f"scaling-{shape}.svg"))
-        found |= {f"wsgimaster, {one}": simulated(shape, Engine, one) for one in others}
+    for shape in loads.SHAPES:
+        found = {f"{name}, busyness": simulated(shape, engine) for name, engine in ENGINES.items()}
+        draw(found, shape, str(DOCS / f"scaling-{shape}.svg"))
+        for one in others:
+            found[f"wsgimaster, {one}"] = simulated(shape, Engine, one)
+            if one is not Algorithm.SPARE2:  # no release of uWSGI has it
+                found[f"uWSGI, {one}"] = simulated(shape, UwsgiEngine, one)
+        outcomes[shape] = found
     page = DOCS / "scaling.md"
     kept = page.read_text().partition(BEGIN)[0]
     versions = ", ".join(f"{name} {version}" for name, version in figures["versions"].items())

@@ -22,6 +22,7 @@ PURE = {
     "scaling.backlog",
     "scaling.busyness",
     "scaling.facts",
+    "scaling.flapping",
     "scaling.manual",
     "scaling.policy",
     "scaling.room",

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from wsgimaster.scaling import busyness, policy, room
+from wsgimaster.scaling import busyness, flapping, policy, room
 from wsgimaster.scaling.facts import Sample
 from wsgimaster.scaling.room import Holder
 from wsgimaster.settings import Algorithm, Cheaper
@@ -321,6 +321,86 @@ def test_a_burst_is_one_mistake_however_many_steps_it_takes():
         decision, memory = policy.hurry(windows.settings, waiting, room.NOTHING_HELD, memory, moment)
         assert decision.change == 1
     assert memory.algorithm.multiplier == 5
+
+
+# ---- workers that are missed soon after they ended ----
+
+# What happens, in seconds from the start: +, workers are added; -, one ends. How long the next ones stay, seconds.
+FLAPPING = {
+    "nothing": ([], 0),
+    "more and more": ([(0, "+"), (1, "+")], 0),
+    "fewer and fewer": ([(0, "-"), (1, "-")], 0),
+    "missed within a minute": ([(0, "-"), (60, "+")], 10),
+    "not missed": ([(0, "-"), (61, "+")], 0),
+    "one burst is one mistake": ([(0, "-"), (1, "+"), (2, "+")], 10),
+    "the last that ended counts": ([(0, "-"), (50, "-"), (100, "+")], 10),
+    "twice as long each time": ([(0, "-"), (1, "+"), (20, "-"), (21, "+"), (60, "-"), (61, "+")], 40),
+    "never more than five minutes": ([(at, "-+"[at % 2]) for at in range(100)], 300),
+    "half as long after an end that was right": ([(0, "-"), (1, "+"), (2, "-"), (3, "+"), (9, "-"), (99, "+")], 10),
+    "and in the end not at all": ([(0, "-"), (1, "+"), (20, "-"), (99, "+")], 0),
+}
+
+
+@pytest.mark.parametrize(("happened", "stay"), FLAPPING.values(), ids=FLAPPING)
+def test_how_long_workers_stay(happened, stay):
+    memory = flapping.UNTROUBLED
+    for at, what in happened:
+        memory = flapping.added(memory, at)[1] if what == "+" else flapping.ended(memory, at)
+    assert memory.stay == stay
+
+
+# The load goes up and down within seconds: (workers, busy, waiting) of each second.
+UP_AND_DOWN = {
+    "spare": ([(2, 2)] * 4 + [(3, 1)] * 3 + [(2, 2)] * 4 + [(3, 1)] * 14, "overload"),
+    "spare2": ([(2, 2), (4, 1), (4, 1), (3, 3)] + [(4, 1)] * 14, "idle_rounds"),
+    "backlog": ([(2, 2, 9), (3, 1), (2, 2, 9)] + [(3, 1)] * 14, "overload"),
+}
+
+
+@pytest.mark.parametrize("algorithm", UP_AND_DOWN)
+def test_a_worker_that_was_missed_stays(algorithm):
+    looks, rounds = UP_AND_DOWN[algorithm]
+    settings = Cheaper(minimum=2, algorithm=algorithm, **{rounds: 1 if algorithm == "spare2" else 3})
+    found = changes(settings, [look(*seen) for seen in looks])
+    missed = max(second for second, change in enumerate(found) if change > 0)
+    assert found.count(-1) >= 2
+    assert not any(found[missed + 1 : missed + 10])
+    assert -1 in found[missed + 10 :]
+
+
+def test_nor_does_one_end_that_the_queue_has_brought_back():
+    settings = Cheaper(minimum=2, algorithm="backlog")
+    memory = policy.fresh(settings)
+    decision, memory = policy.decide(settings, look(4), room.NOTHING_HELD, memory, 1.0)
+    assert decision.change == -1
+    decision, memory = policy.hurry(settings, WAITING, room.NOTHING_HELD, memory, 4.0)
+    assert decision.also == (
+        "cheaper: a worker ended 3 s ago and is missed: from now on those that are added stay for 10 s",
+    )
+    decision, memory = policy.decide(settings, look(5), room.NOTHING_HELD, memory, 13.0)
+    assert (decision.change, decision.why.endswith("but workers stay for 1 more second(s)")) == (0, True)
+    assert policy.decide(settings, look(5), room.NOTHING_HELD, memory, 14.0)[0].change == -1
+
+
+def test_the_longest_stay_is_told_once():
+    memory, said = flapping.UNTROUBLED, []
+    for second in range(20):
+        also, memory = flapping.added(flapping.ended(memory, second), second)
+        said += also
+    assert [text.rpartition(" for ")[2] for text in said] == ["10 s", "20 s", "40 s", "80 s", "160 s", "300 s"]
+
+
+def test_busyness_has_its_own_rule_for_that():
+    windows = Windows(multiplier=1, penalty=1)
+    assert windows.decisions([(4, 0), (3, 100), (4, 0), (4, 0)]) == [-1, 1, 0, -1]
+
+
+def test_memory_that_has_run_out_is_no_end_that_was_too_early():
+    settings = Cheaper(minimum=2, rss_soft=60 * MIB, rss_hard=80 * MIB)
+    held = room.Memory(90 * MIB, 30 * MIB)
+    decision, memory = policy.decide(settings, look(4, 2), held, policy.fresh(settings), 1.0)
+    assert decision.change == -1
+    assert memory.missed.ended_at is None
 
 
 # ---- who ends ----

@@ -116,6 +116,17 @@ def test_the_work_is_done():
         assert {one.workers for one in outcome.seconds} <= {1, 2, 3, 4}
 
 
+@pytest.mark.parametrize("shape", ["step", "saw-tooth", "long"])
+@pytest.mark.parametrize("algorithm", ["busyness", "spare", "spare2", "backlog"])
+def test_the_number_of_workers_does_not_flap(algorithm, shape):
+    """An hour of requests at random times. Without scaling/flapping.py `spare` and `backlog` change 1,000 times."""
+    settings = Cheaper(minimum=2, step=4, algorithm=algorithm)
+    engine = Engine(Pool(settings, processes=16, first=2))
+    changes = engine.run(loads.from_shape(shape, 16, 0.1), 3600.0, lambda at: None).changes
+    assert 4 <= len(changes) <= 150
+    assert all(one.why for one in changes)
+
+
 def test_busyness_is_what_the_workers_did():
     outcome = play([Request(10.0, 5.0)], processes=2, queue_wait=0, algorithm="manual")
     assert [round(one.busyness, 3) for one in outcome.seconds[9:17]] == [0, 1, 1, 1, 1, 1, 0, 0]

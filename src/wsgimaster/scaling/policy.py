@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
-from wsgimaster.scaling import backlog, busyness, manual, room, spare, spare2
+from wsgimaster.scaling import backlog, busyness, flapping, manual, room, spare, spare2
 from wsgimaster.scaling.facts import NOTHING, Decision, Sample
 from wsgimaster.settings import Algorithm, Cheaper
 
@@ -29,6 +29,7 @@ ALGORITHMS: dict[Algorithm, ModuleType] = {
 @dataclass(frozen=True, slots=True)
 class Memory:
     algorithm: Any  # its own
+    missed: flapping.Memory = flapping.UNTROUBLED
     hurried_at: float | None = None  # when workers were added for those who had waited for too long
     served: int = 0  # the total, when it last grew
     served_at: float | None = None
@@ -69,7 +70,9 @@ def decide(settings: Cheaper, sample: Sample, held: room.Memory, memory: Memory,
     decision, own = algorithm.decide(settings, sample, most, memory.algorithm, now)
     later = replace(memory, algorithm=own)
     if decision.change < 0:
-        return _if_idle(decision, sample, memory, later)
+        return _end(settings, decision, sample, memory, later, now)
+    if decision.change > 0:
+        decision, later = _add(settings, decision, later, now)
     if most < sample.spawnable:
         wish, _ = algorithm.decide(settings, sample, sample.spawnable, memory.algorithm, now)
         if wish.change > decision.change:
@@ -101,7 +104,25 @@ def hurry(settings: Cheaper, sample: Sample, held: room.Memory, memory: Memory, 
         return _short_of(space, Decision(wanted, why), NOTHING, replace(memory, hurried_at=now))
     also, own = ALGORITHMS[settings.algorithm].added(settings, memory.algorithm, now)
     refused = memory.refused and change < wanted
-    return Decision(change, why, also), replace(memory, algorithm=own, hurried_at=now, refused=refused)
+    memory = replace(memory, algorithm=own, hurried_at=now, refused=refused)
+    return _add(settings, Decision(change, why, also), memory, now)
+
+
+def _add(settings: Cheaper, decision: Decision, memory: Memory, now: float) -> tuple[Decision, Memory]:
+    if settings.algorithm is Algorithm.BUSYNESS:
+        return decision, memory
+    also, learned = flapping.added(memory.missed, now)
+    return replace(decision, also=(*decision.also, *also)), replace(memory, missed=learned)
+
+
+def _end(
+    settings: Cheaper, decision: Decision, sample: Sample, before: Memory, after: Memory, now: float
+) -> tuple[Decision, Memory]:
+    if settings.algorithm is Algorithm.BUSYNESS:
+        return _if_idle(decision, sample, before, after)
+    if left := flapping.remaining(before.missed, now):
+        return Decision(0, f"{decision.why}, but workers stay for {left:.0f} more second(s)"), after
+    return _if_idle(decision, sample, before, replace(after, missed=flapping.ended(before.missed, now)))
 
 
 def _if_idle(decision: Decision, sample: Sample, before: Memory, after: Memory) -> tuple[Decision, Memory]:

@@ -28,5 +28,5 @@ def draw(outcomes: dict[str, Outcome], title: str, path: str) -> None:
     workers.set_title(title)
     if any(outcomes):
         workers.legend()
-    with rc_context({"svg.hashsalt": "wsgimaster"}):  # the same picture, the same file
+    with rc_context({"svg.hashsalt": "wsgimaster", "svg.fonttype": "none"}):  # always the same file; text stays text
         figure.savefig(path, metadata={"Date": None} if path.endswith(".svg") else None)
