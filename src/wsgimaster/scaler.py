@@ -62,28 +62,28 @@ class Scaler:
         self.workers_memory = WorkersMemory(bool(settings.rss_soft))
         self.held = room.NOTHING_HELD
         self.changes: deque[Change] = deque(maxlen=KEPT)
-        self._somebody_waits = asyncio.Event()
+        self.somebody_waits = asyncio.Event()
         self._one_looks = asyncio.Lock()
 
     def requests_wait(self) -> None:
         """Somebody waits: look soon, if that may make a worker start."""
         if (self.settings.hurries and self.overseer.wanted < self.overseer.processes) or not self.overseer.wanted:
-            self._somebody_waits.set()
+            self.somebody_waits.set()
 
     async def watch(self) -> None:
         """Until the workers are sent away."""
         next_round = time.monotonic() + ROUND
         while self.overseer.stopping is not Stopping.LEAVING:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._somebody_waits.wait(), max(0.0, next_round - time.monotonic()))
+                await asyncio.wait_for(self.somebody_waits.wait(), max(0.0, next_round - time.monotonic()))
             if (now := time.monotonic()) >= next_round:
                 next_round = next_round + ROUND if now < next_round + ROUND else now + ROUND
-                await self._decide(policy.decide)
+                await self.decide(policy.decide)
                 if self.front.waiting:  # whatever may have been missed
                     self.requests_wait()
                 continue
-            self._somebody_waits.clear()
-            await self._decide(policy.hurry)
+            self.somebody_waits.clear()
+            await self.decide(policy.hurry)
             if self.front.waiting:
                 self.requests_wait()
             await asyncio.sleep(HURRY)
@@ -98,15 +98,17 @@ class Scaler:
         async with self._one_looks:
             self.held = await asyncio.to_thread(self.workers_memory.look, self.requests(), thorough)
 
-    async def _decide(self, decide: Callable[..., tuple[Decision, policy.Memory]]) -> None:
-        decision, memory = decide(self.settings, self._look(), self.held, self.memory, time.monotonic())
+    async def decide(self, decide: Callable[..., tuple[Decision, policy.Memory]]) -> None:
+        """decide: policy.decide or policy.hurry, whose decision is carried out."""
+        decision, memory = decide(self.settings, self.look(), self.held, self.memory, time.monotonic())
         if decision.change > 0 and self.settings.minimum:
             await self._look_at_memory(thorough=True)  # workers may have grown with the first requests of a burst
-            decision, memory = decide(self.settings, self._look(), self.held, self.memory, time.monotonic())
+            decision, memory = decide(self.settings, self.look(), self.held, self.memory, time.monotonic())
         if self._carry_out(decision) or decision.change >= 0:
             self.memory = memory
 
-    def _look(self) -> Sample:
+    def look(self) -> Sample:
+        """Everything as of now."""
         busy_seconds, core_seconds, busy = self.front.work()
         waiting, overdue, oldest = self.front.waits(self.settings.queue_wait)
         serving, coming = self.overseer.crew()

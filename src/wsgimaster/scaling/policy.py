@@ -70,7 +70,7 @@ def decide(settings: Cheaper, sample: Sample, held: room.Memory, memory: Memory,
     decision, own = algorithm.decide(settings, sample, most, memory.algorithm, now)
     later = replace(memory, algorithm=own)
     if decision.change < 0:
-        return _end(settings, decision, sample, memory, later, now)
+        return _end(decision, sample, memory, later, now)
     if decision.change > 0:
         decision, later = _add(settings, decision, later, now)
     if most < sample.spawnable:
@@ -109,17 +109,13 @@ def hurry(settings: Cheaper, sample: Sample, held: room.Memory, memory: Memory, 
 
 
 def _add(settings: Cheaper, decision: Decision, memory: Memory, now: float) -> tuple[Decision, Memory]:
-    if settings.algorithm is Algorithm.BUSYNESS:
+    if settings.algorithm is Algorithm.BUSYNESS:  # it has learned already
         return decision, memory
     also, learned = flapping.added(memory.missed, now)
     return replace(decision, also=(*decision.also, *also)), replace(memory, missed=learned)
 
 
-def _end(
-    settings: Cheaper, decision: Decision, sample: Sample, before: Memory, after: Memory, now: float
-) -> tuple[Decision, Memory]:
-    if settings.algorithm is Algorithm.BUSYNESS:
-        return _if_idle(decision, sample, before, after)
+def _end(decision: Decision, sample: Sample, before: Memory, after: Memory, now: float) -> tuple[Decision, Memory]:
     if left := flapping.remaining(before.missed, now):
         return Decision(0, f"{decision.why}, but workers stay for {left:.0f} more second(s)"), after
     return _if_idle(decision, sample, before, replace(after, missed=flapping.ended(before.missed, now)))
