@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from wsgimaster.lifecycle import Forked, MoreWanted, Overseer, Retire, WorkerReady, ZygoteLoaded
+from wsgimaster.lifecycle import Forked, MoreWanted, Overseer, Retire, Stopping, WorkerReady, ZygoteLoaded
 from wsgimaster.scaler import KEPT, Scaler
 from wsgimaster.scaling import policy, room
 from wsgimaster.scaling.room import Holder
@@ -54,11 +54,12 @@ class Pool:
             self.stopped.append,
             self.said.append,
         )
-        self.held = held
+        self.held, self.looks = held, 0
         self.scaler.workers_memory = self
 
     def look(self, requests, thorough):
         """Instead of what the workers really hold."""
+        self.looks += 1
         return self.held
 
     def handle(self, event):
@@ -127,6 +128,35 @@ def test_what_the_policy_gets_to_see():
     assert (seen.wanted, seen.spawnable, seen.workers, seen.coming, seen.threads) == (3, 1, 3, 1, 3)
     assert (seen.busy, seen.free_cores, seen.served) == (1, 4, 70)
     assert (seen.waiting, seen.overdue, seen.oldest) == (9, 8, 0.06)
+
+
+ROUNDS = {
+    "nothing to do: only the first": ({}, {}, 1),
+    "a request runs": ({}, {"busy": 1}, 5),
+    "requests wait": ({"algorithm": "manual"}, {"waiting": 1}, 5),
+    "a limit for the workers themselves": ({"rss_soft": 500 * MIB}, {}, 5),
+    "without cheaper": ({"minimum": 0, "idle": 9999}, {"busy": 1}, 0),
+}
+
+
+@pytest.mark.parametrize(("settings", "front", "looks"), ROUNDS.values(), ids=ROUNDS)
+def test_memory_is_looked_at_while_there_is_work(monkeypatch, settings, front, looks):
+    """In five rounds."""
+    monkeypatch.setattr("wsgimaster.scaler.ROUND", 0.001)
+    pool = Pool(1, **settings)
+    for name, value in front.items():
+        setattr(pool.front, name, value)
+    rounds = 0
+
+    async def decide(_):
+        nonlocal rounds
+        rounds += 1
+        if rounds == 5:
+            pool.overseer.stopping = Stopping.LEAVING
+
+    monkeypatch.setattr(pool.scaler, "decide", decide)
+    asyncio.run(asyncio.wait_for(pool.scaler.watch(), 60))
+    assert pool.looks == looks
 
 
 def test_who_waits_is_no_reason_while_a_core_is_free():

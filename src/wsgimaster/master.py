@@ -154,8 +154,6 @@ class Master:
             coroutines.append(self._look_at_workers)
         if self.settings.cheaper.wanted:
             coroutines.append(self.scaler.watch)
-        if self.settings.cheaper.minimum:
-            coroutines.append(self.scaler.watch_memory)
         tasks = [self.loop.create_task(keep_going(one, self._report_defect)) for one in coroutines]
         self._perform(self.overseer.start())
         try:

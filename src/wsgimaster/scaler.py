@@ -61,9 +61,9 @@ class Scaler:
         self.memory = policy.fresh(settings)
         self.workers_memory = WorkersMemory(bool(settings.rss_soft))
         self.held = room.NOTHING_HELD
+        self.served = -1  # total of requests, at the last look at memory
         self.changes: deque[Change] = deque(maxlen=KEPT)
         self.somebody_waits = asyncio.Event()
-        self._one_looks = asyncio.Lock()
 
     def requests_wait(self) -> None:
         """Somebody waits: look soon, if that may make a worker start."""
@@ -78,6 +78,7 @@ class Scaler:
                 await asyncio.wait_for(self.somebody_waits.wait(), max(0.0, next_round - time.monotonic()))
             if (now := time.monotonic()) >= next_round:
                 next_round = next_round + ROUND if now < next_round + ROUND else now + ROUND
+                await self._watch_memory()
                 await self.decide(policy.decide)
                 if self.front.waiting:  # whatever may have been missed
                     self.requests_wait()
@@ -88,15 +89,16 @@ class Scaler:
                 self.requests_wait()
             await asyncio.sleep(HURRY)
 
-    async def watch_memory(self) -> None:
-        """For ever: what there is room for."""
-        while True:
+    async def _watch_memory(self) -> None:
+        """Not while the server does nothing: that would cost more than all else it does then."""
+        seen = self.look()
+        changes = self.settings.rss_soft or seen.busy or seen.waiting or seen.served != self.served
+        if self.settings.minimum and changes:
+            self.served = seen.served
             await self._look_at_memory(thorough=False)
-            await asyncio.sleep(ROUND)
 
     async def _look_at_memory(self, thorough: bool) -> None:
-        async with self._one_looks:
-            self.held = await asyncio.to_thread(self.workers_memory.look, self.requests(), thorough)
+        self.held = await asyncio.to_thread(self.workers_memory.look, self.requests(), thorough)
 
     async def decide(self, decide: Callable[..., tuple[Decision, policy.Memory]]) -> None:
         """decide: policy.decide or policy.hurry, whose decision is carried out."""
