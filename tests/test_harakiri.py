@@ -232,6 +232,7 @@ def test_a_worker_that_is_stopped_in_a_request_that_it_pulled(start: Start) -> N
 def test_a_request_that_a_stopped_worker_never_began_is_served_by_its_replacement(start: Start) -> None:
     server = start(options("harakiri = 1"))
     (worker,) = server.wait_workers(1)
+    uwsgi(server.address, "/quick")  # stopped before it is ready, it would get none
     os.kill(worker.pid, signal.SIGSTOP)
     answer = uwsgi(server.address, "/quick")
     assert answer.status == 200

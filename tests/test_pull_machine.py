@@ -1039,7 +1039,8 @@ def test_arrivals_while_workers_come_and_go():
 
 
 class Roster:
-    """scaler.py's part: the policy decides about what the front and the overseer say. Time is a second per decision."""
+    """scaler.py's part: the policy decides about what the front and the overseer say. Time is two minutes per decision:
+    no end is too early, so none makes workers stay."""
 
     def __init__(self, machine, processes):
         self.machine, self.now = machine, 0.0
@@ -1069,7 +1070,7 @@ class Roster:
                     self.machine.front.retire_core(slot - 1)
 
     def decide(self):
-        self.now += 1
+        self.now += 120
         front, wanted = self.machine.front, self.overseer.wanted
         serving, coming = self.overseer.crew()
         sample = Sample(
