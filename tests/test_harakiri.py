@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from support.client import Answer, Connection, End, cgi, packet, together, uwsgi
 from support.harness import APPS, Server, free_port, is_running
@@ -233,6 +234,7 @@ def test_a_request_that_a_stopped_worker_never_began_is_served_by_its_replacemen
     server = start(options("harakiri = 1"))
     (worker,) = server.wait_workers(1)
     uwsgi(server.address, "/quick")  # stopped before it is ready, it would get none
+    wait_until(lambda: psutil.Process(worker.pid).status() == psutil.STATUS_SLEEPING)  # not before the end of this one
     os.kill(worker.pid, signal.SIGSTOP)
     answer = uwsgi(server.address, "/quick")
     assert answer.status == 200
