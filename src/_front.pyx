@@ -358,7 +358,8 @@ cdef class Front:
     cdef uint64_t period_ns       # of the timer
     cdef bint free                # cores may be woken for every connection: wakeups.py
     cdef bint calm                # as of the last look, nobody waits, and a core would take the next connection itself
-    cdef bint stopping            # no core pulls any more
+    cdef bint gathering           # no core pulls any more
+    cdef bint suspended           # and none gets a request
     cdef bint look_anew           # a core may have been woken for a connection and not taken it
     cdef bint came                # somebody was accepted at a shared socket in this callback
     cdef Refusing refusing        # whoever is accepted now gets 503
@@ -528,10 +529,10 @@ cdef class Front:
     cdef void ask_for_ring(self):
         """Before sleeping: must a worker that reports wake us? If so, look once more, since one may just have."""
         cdef bint wanted = self.idle_cores == 0 or self.queue.length > 0 or self.leaving_cores > 0
-        store_seq_i32(&self.board.wanted, EVERYBODY if self.stopping else self.queue.length + self.surplus)
+        store_seq_i32(&self.board.wanted, EVERYBODY if self.gathering else self.queue.length + self.surplus)
         store_seq_u32(&self.board.ring, wanted)
         if (wanted and any_bit(self.finished_bits, self.core_count)
-                or (self.queue.length or self.stopping) and any_bit(self.waiting_bits, self.core_count)):
+                or (self.queue.length or self.gathering) and any_bit(self.waiting_bits, self.core_count)):
             eventfd_write(self.again, 1)
 
     # ---- pull: who is awake ----
@@ -540,11 +541,11 @@ cdef class Front:
         """Look at the shared listening sockets while there is somebody to give a connection to and wakeups.py doesn't
         object, or nobody at all who could take it. Otherwise a timer looks; not while nothing goes on or all is calm, but
         then we are woken when a connection comes that no core waits for."""
-        cdef bint wanted = (not self.ticking or self.serving_cores == 0 or self.calm
+        cdef bint wanted = not self.suspended and (not self.ticking or self.serving_cores == 0 or self.calm
                             or (self.free and self.idle_cores > 0))
         cdef uint32_t arrangements = load_seq_u32(&self.board.arrangements)
         cdef bint behind = self.arrangements == arrangements and not self.look_anew
-        cdef uint64_t period_ns = 0 if wanted else LOOK_NS if self.idle_cores else LOOK_AT_LIMITS_NS
+        cdef uint64_t period_ns = 0 if wanted else LOOK_NS if self.idle_cores and not self.suspended else LOOK_AT_LIMITS_NS
         cdef Listener *listener
         cdef int number
         if not self.shared_count:
@@ -572,7 +573,7 @@ cdef class Front:
         """The timer's: what waits in the kernel, should a core be woken for it, and is it too much?"""
         cdef int waiting = self.backlog()
         read_timer(self.timer)
-        if self.serving_cores > self.most_waiting and self.reconsider(waiting):  # else nobody is parked for long
+        if self.serving_cores > self.most_waiting and not self.suspended and self.reconsider(waiting):  # else nobody is parked for long
             waiting = self.backlog()
         self.keep_limits(waiting)
         if waiting and not self.idle_cores:
@@ -605,7 +606,7 @@ cdef class Front:
     cdef bint accept_shared(self) except -1:
         """One connection of those that wait at the shared sockets, which take turns. False: there is none, or no descriptor."""
         cdef int i, number
-        if self.paused:
+        if self.paused or (self.suspended and self.refusing == NOBODY):
             return False
         for i in range(self.listener_count):
             number = (self.last_looked + 1 + i) % self.listener_count
@@ -783,13 +784,25 @@ cdef class Front:
     def stop_pulling(self):
         """The door is being closed: what still waits there is ours to take."""
         cdef int core
-        self.stopping = True
+        self.gathering = True
         self.ask_for_ring()
         while self.pull:
             core = self.claim()
             if core < 0:
                 break
             self.ask_for_report(core)
+
+    def suspend(self, bint suspended):
+        """As long as this is so, no core gets a request: all of them wait, in the kernel's queue and in ours."""
+        self.suspended = suspended
+        if suspended:
+            self.stop_pulling()
+        else:
+            self.gathering = False
+            self.free = True  # nobody is awake: whoever waits gets a core, until the next look
+            self.ask_for_ring()
+            self.pump()
+        self.before_sleeping()
 
     def accept_rest(self, int number):
         """The door is closed: take what still waits in the backlog, then forget the listener.
@@ -1118,7 +1131,10 @@ cdef class Front:
     cdef int choose_core(self):
         """The core that should get the next request, or -1: one that waits (it is the warmest, and no other core of its
         process is busy), else an idle one. See the theory of operation."""
-        cdef int rank, process, core = self.claim() if self.pull else -1
+        cdef int rank, process, core
+        if self.suspended:
+            return -1
+        core = self.claim() if self.pull else -1
         if core >= 0:
             return core
         if self.idle_cores == 0:
@@ -1239,7 +1255,7 @@ cdef class Front:
                 if word * 64 + bit < self.core_count:
                     self.finish(word * 64 + bit)
                     any = True
-        if self.stopping and any_bit(self.waiting_bits, self.core_count):
+        if self.gathering and any_bit(self.waiting_bits, self.core_count):
             self.stop_pulling()
         if self.queue.length and (any or self.pull):  # a core may have begun to wait since; then we have rung ourselves
             self.pump()

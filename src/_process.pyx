@@ -55,15 +55,23 @@ cdef extern from * nogil:
 
     static pid_t fork_sibling_alone(void) { return raw_fork(CLONE_PARENT); }
 
-    /* The grandchild's pid, 0 in it, -1 with errno. */
+    /* The grandchild's pid, 0 in it, -1 with errno. It waits until it is its grandparent's parent's child: before, it
+       would take its master for dead. */
     static pid_t fork_sibling_threaded(void) {
         int ends[2], status;
         pid_t pid = -1;
         if (pipe2(ends, 02000000 /* O_CLOEXEC */) < 0) return -1;
         pid_t middle = fork();
         if (middle == 0) {
+            pid_t here = getpid();
+            struct timespec moment = {0, 50000};
             pid = raw_fork(0);
-            if (pid == 0) { close(ends[0]); close(ends[1]); return 0; }
+            if (pid == 0) {
+                close(ends[0]);
+                close(ends[1]);
+                while (getppid() == here) nanosleep(&moment, NULL);
+                return 0;
+            }
             if (pid < 0) pid = -errno;
             ssize_t ignored = write(ends[1], &pid, sizeof pid);
             (void)ignored;

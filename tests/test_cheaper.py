@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from support import groups
 from support.client import Connection, cgi, http, packet, together, uwsgi
 from support.harness import APPS, COMMAND, Nginx, Server
 from support.wait import paced, wait_until
@@ -204,31 +205,21 @@ def test_nothing_is_lost_while_workers_come_and_go(start: Start, dispatch: str) 
 
 # ---- memory ----
 
-GROUPS = Path("/sys/fs/cgroup/memory")
-
 
 @pytest.fixture
 def memory_group() -> Iterator[Path]:
-    """A control group (version 1) of 256 MiB below our own; removed when it is empty again."""
-    lines = Path("/proc/self/cgroup").read_text().splitlines()
-    own = next((line.split(":")[2] for line in lines if line.split(":")[1] == "memory"), None)
-    group = GROUPS / (own or "").lstrip("/") / f"wsgimaster-test-{os.getpid()}"
-    if own is None or not os.access(group.parent, os.W_OK):
-        pytest.skip("needs root and the memory controller of control groups, version 1")
-    group.mkdir()
+    """Of 256 MiB."""
     try:
-        (group / "memory.limit_in_bytes").write_text(str(256 << 20))
-        yield group
-    finally:
-        wait_until(lambda: not (group / "cgroup.procs").read_text())
-        group.rmdir()
+        with groups.memory_group(256 << 20) as group:
+            yield group
+    except groups.NoGroups as reason:
+        pytest.skip(str(reason))
 
 
 def test_it_does_not_scale_into_an_oom_kill(memory_group: Path) -> None:
     """Workers of 60 MB in a group of 256: there is work for sixteen, and room for a few."""
     lines = ("processes = 16", "cheaper = 1", "cheaper-step = 4", *QUICK)
-    enter = ["sh", "-c", 'echo $$ > "$0"/cgroup.procs; exec "$@"', str(memory_group)]
-    with Server(options(*lines), command=[*enter, *COMMAND]) as server:
+    with Server(options(*lines), command=[*groups.entering(memory_group), *COMMAND]) as server:
         ends = time.monotonic() + 8
 
         def client(_: int) -> set[int]:
@@ -242,7 +233,7 @@ def test_it_does_not_scale_into_an_oom_kill(memory_group: Path) -> None:
             r"there is room for \d: the control group \S+ holds \d+ MiB of 256 MiB, another worker needs 6\d MiB"
         )
         assert 2 <= max(sizes(server)) <= 3
-        assert "oom_kill 0" in (memory_group / "memory.oom_control").read_text()
+        assert groups.oom_kills(memory_group) == 0
         assert "DAMN" not in server.log()
 
 

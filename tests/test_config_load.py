@@ -200,6 +200,31 @@ WORKING: dict[str, tuple[str, str, Any]] = {
     "procname-prefix": ("procname-prefix = p-", "titles.prefix", "p-"),
     "procname-prefix-spaced": ("procname-prefix-spaced = p", "titles.prefix", "p "),
     "procname-append": ("procname-append = z", "titles.append", "z"),
+    "reload-surge": ("reload-surge = 3", "reloading.surge", 3),
+    "reload-timeout": ("reload-timeout = 5", "reloading.timeout", 5.0),
+    "reload-check": ("reload-check = example.org/health", "reloading.check", "example.org/health"),
+    "touch-reload": ("touch-reload = a\ntouch-reload = %d/b", "control.touch_reload", ("a", "/srv/app//b")),
+    "touch-workers-reload": ("touch-workers-reload = a", "control.touch_workers", ("a",)),
+    "touch-chain-reload": ("touch-chain-reload = a", "control.touch_chain", ("a",)),
+    "touch-logrotate": ("touch-logrotate = a", "control.touch_rotate", ("a",)),
+    "touch-logreopen": ("touch-logreopen = a", "control.touch_reopen", ("a",)),
+    "master-fifo": ("master-fifo = a\nmaster-fifo = b", "control.fifos", ("a", "b")),
+    "control-socket": ("control-socket = a", "control.socket", "a"),
+    "drain-delay": ("drain-delay = 5", "processes.drain_delay", 5.0),
+    "exec is a hook": ("exec-asap = true\nhook-asap = print:x", "hooks.asap", ("exec:true", "print:x")),
+    "the jails are nowhere": (
+        "hook-post-jail = print:x\nexec-as-root = true",
+        "hooks.as_root",
+        ("print:x", "exec:true"),
+    ),
+    "hook-as-user": ("hook-as-user = print:x", "hooks.as_user", ("print:x",)),
+    "hook-master-start": ("hook-master-start = print:x", "hooks.master_start", ("print:x",)),
+    "hook-pre-app": ("exec-pre-app = true", "hooks.pre_app", ("exec:true",)),
+    "hook-post-app": ("exec-post-app = true", "hooks.post_app", ("exec:true",)),
+    "hook-post-fork": ("hook-post-fork = chdir:/x", "hooks.post_fork", ("chdir:/x",)),
+    "hook-accepting": ("hook-accepting = print:x", "hooks.accepting", ("print:x",)),
+    "hook-accepting1": ("hook-accepting1 = print:x", "hooks.accepting1", ("print:x",)),
+    "hook-as-user-atexit": ("exec-as-user-atexit = true", "hooks.as_user_atexit", ("exec:true",)),
 }
 
 
@@ -209,7 +234,7 @@ def test_working_options(lines: str, name: str, expected: Any) -> None:
 
 
 def test_every_setting_of_a_working_option_is_tried_above() -> None:
-    tried = {name for _, name, _ in WORKING.values()} | {"sockets.addresses"}
+    tried = {name for _, name, _ in WORKING.values()} | {"sockets.addresses", "control.health"}
     assert {option.field for option in BY_NAME.values() if option.field} <= tried
 
 
@@ -660,9 +685,9 @@ LIMITS = {
     "threads without limit-as": ("limit-as = 0\nthreads = 4", ""),
     "limit-nproc below what the server has": (
         "limit-nproc = 10\nprocesses = 2\nthreads = 4",
-        "a.ini:2: limit-nproc: counts as 20, which is what the server itself may have: 2 workers with 4 threads each",
+        "a.ini:2: limit-nproc: counts as 22, which is what the server itself may have: 2 workers with 4 threads each",
     ),
-    "limit-nproc of what the server has": ("limit-nproc = 20\nprocesses = 2\nthreads = 4", ""),
+    "limit-nproc of what the server has": ("limit-nproc = 22\nprocesses = 2\nthreads = 4", ""),
 }
 
 

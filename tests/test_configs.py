@@ -226,7 +226,7 @@ def test_systemd_accepts_the_unit(place: Place) -> None:
     if verifier is None:
         pytest.skip("no systemd-analyze here: apt install systemd")
     # The unit is named after the file, and the interpreter has to exist.
-    text = re.sub(r"^ExecStart=\S+", f"ExecStart={sys.executable}", UNIT.read_text(), flags=re.MULTILINE)
+    text = re.sub(r"^(Exec\w+)=\S+", rf"\1={sys.executable}", UNIT.read_text(), flags=re.MULTILINE)
     path = place.write(UNIT.name, text)
     done = subprocess.run([verifier, "verify", str(path)], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -27,7 +27,7 @@ from wsgimaster.settings import Settings
 # Read or acted on while the configuration is read, so they fill no setting themselves.
 ACT_AT_ONCE = {
     *("ini", "include", "strict", "set", "set-placeholder", "show-config"),
-    *("help", "version", "cheaper-algo-list"),
+    *("help", "version", "cheaper-algo-list", "stop", "reload", "pause", "ping"),
 }
 
 
@@ -53,6 +53,12 @@ def test_the_table_is_as_large_as_uwsgi() -> None:
         "spawn-timeout",
         "exit-deadline",
         "cheaper-queue-wait",
+        "control-socket",
+        "drain-delay",
+        "health",
+        "reload-check",
+        "reload-surge",
+        "reload-timeout",
     }
 
 

@@ -189,7 +189,7 @@ def test_limit_nproc_leaves_the_server_whole(start: Start, nobody: int) -> None:
     server.wait_workers(2)
     pids = [worker.pid for worker in server.workers()]
     wait_until(lambda: [len(os.listdir(f"/proc/{pid}/task")) for pid in pids] == [4, 4])
-    server.wait_log("limit-nproc: counts as 20, which is what the server itself may have")
+    server.wait_log("limit-nproc: counts as 22, which is what the server itself may have")
 
 
 def test_prio_below_zero_is_set_before_the_drop(start: Start) -> None:

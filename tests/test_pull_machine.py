@@ -43,13 +43,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from support.one_process import SLOT_BYTES, Bench
 
-from wsgimaster import lifecycle
+from wsgimaster import events, lifecycle
 from wsgimaster._front import board_slots_offset
 from wsgimaster._proto import build
 from wsgimaster.processes import make_channel
 from wsgimaster.scaling import policy, room
 from wsgimaster.scaling.facts import Sample
-from wsgimaster.settings import Cheaper, Recycling
+from wsgimaster.settings import Cheaper, Processes, Settings
 from wsgimaster.wakeups import Decision
 
 # MESSAGE_* of _layout.pxd, and the MessageHead: kind, flags, vars_bytes, seq, id, content_length, body_bytes, modifier1
@@ -489,6 +489,7 @@ bursts = st.lists(st.tuples(pick, st.integers(1, 12)), max_size=3)
 
 class Pulling(RuleBasedStateMachine):
     bench = None  # as long as it hasn't begun
+    paused = False
 
     @initialize(
         processes=st.integers(1, 4),
@@ -609,6 +610,11 @@ class Pulling(RuleBasedStateMachine):
                 core.end_request()
         self.cores_go_on()
 
+    @rule(paused=st.booleans())
+    def no_request_is_begun_for_a_while(self, paused):
+        self.front.suspend(paused)
+        self.paused = paused
+
     @rule(pick=pick)
     def a_process_is_sent_away(self, pick):
         for core in self.process(pick):
@@ -698,7 +704,7 @@ class Pulling(RuleBasedStateMachine):
     # ---- what must hold ----
 
     def somebody_waits_in_vain(self):
-        return self.front.waiting > 0 and any(core.is_free() for core in self.cores)
+        return not self.paused and self.front.waiting > 0 and any(core.is_free() for core in self.cores)
 
     def a_death_is_to_be_noticed(self):
         return any(self.is_gone(process) for process in range(len(self.cores) // self.threads))
@@ -749,6 +755,7 @@ class Pulling(RuleBasedStateMachine):
             self.close()
 
     def everybody_is_served(self):
+        self.no_request_is_begun_for_a_while(False)
         for client in self.clients:
             if client.rest and not client.left:
                 client.send_rest()
@@ -1045,7 +1052,9 @@ class Roster:
     def __init__(self, machine, processes):
         self.machine, self.now = machine, 0.0
         self.settings = Cheaper(minimum=1, step=2, algorithm="backlog", overload=2)
-        self.overseer = lifecycle.Overseer(processes, 1, 1, False, 60.0, 60.0, Recycling())
+        self.overseer = lifecycle.Overseer(
+            Settings(processes=Processes(processes=processes), cheaper=Cheaper(minimum=1))
+        )
         self.memory = policy.fresh(self.settings)
         self.ended = self.started = 0
         for core in machine.cores:  # nobody was forked yet
@@ -1053,7 +1062,7 @@ class Roster:
             machine.front.remove_core(core.number)
             core.state = ABSENT
         self.carry_out(self.overseer.start())
-        self.tell(lifecycle.ZygoteLoaded())
+        self.tell(events.ZygoteLoaded(1))
 
     def tell(self, event):
         self.carry_out(self.overseer.handle(event, self.now))
@@ -1061,12 +1070,12 @@ class Roster:
     def carry_out(self, effects):
         for effect in effects:
             match effect:
-                case lifecycle.Fork(slot, _):
+                case events.Fork(slot):
                     self.machine.a_worker_is_forked(slot - 1)
                     self.started += 1
-                    self.tell(lifecycle.Forked(slot, 1000 + slot, 0.5))
-                    self.tell(lifecycle.WorkerReady(slot))
-                case lifecycle.Retire(slot):
+                    self.tell(events.Forked(slot, 1000 + slot, 0.5))
+                    self.tell(events.WorkerReady(slot))
+                case events.Retire(slot):
                     self.machine.front.retire_core(slot - 1)
 
     def decide(self):
@@ -1088,7 +1097,7 @@ class Roster:
         )
         decision, self.memory = policy.decide(self.settings, sample, room.NOTHING_HELD, self.memory, self.now)
         if decision.change > 0:
-            self.tell(lifecycle.MoreWanted(decision.change))
+            self.tell(events.MoreWanted(decision.change))
         for _ in range(-decision.change):
             self.end_one()
 
@@ -1096,7 +1105,7 @@ class Roster:
         for slot in self.overseer.spare():
             if self.machine.send_away_if_idle(slot - 1):
                 self.ended += 1
-                self.tell(lifecycle.Cheaped(slot))
+                self.tell(events.Cheaped(slot))
                 return
 
     def notice(self):
@@ -1105,7 +1114,7 @@ class Roster:
             if core.state == GONE:
                 self.machine.front.remove_core(core.number)
                 core.state = ABSENT
-                self.tell(lifecycle.WorkerGone(core.number + 1, 0, 1))
+                self.tell(events.WorkerGone(core.number + 1, 0, 1))
 
     def serve_everybody(self):
         deadline = time.monotonic() + 20

@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from wsgimaster.lifecycle import Forked, MoreWanted, Overseer, Retire, Stopping, WorkerReady, ZygoteLoaded
+from wsgimaster.events import Forked, MoreWanted, Retire, WorkerReady, ZygoteLoaded
+from wsgimaster.lifecycle import Overseer, Stopping
 from wsgimaster.scaler import KEPT, Scaler
 from wsgimaster.scaling import policy, room
 from wsgimaster.scaling.room import Holder
-from wsgimaster.settings import Cheaper, Recycling
+from wsgimaster.settings import Cheaper, Processes, Settings
 
 MIB = 1 << 20
 PLENTY = room.Memory(90 * MIB, 60 * MIB)
@@ -37,9 +38,10 @@ class Pool:
     """Workers that are all there, and a scaler above them."""
 
     def __init__(self, workers, processes=4, threads=1, held=PLENTY, **settings):
-        self.overseer = Overseer(processes, workers, 1, False, mercy=60.0, spawn_timeout=60.0, recycling=Recycling())
+        first = Cheaper(minimum=workers, cheap=not workers) if workers < processes else Cheaper()
+        self.overseer = Overseer(Settings(processes=Processes(processes=processes), cheaper=first))
         self.front, self.effects, self.said, self.stopped = SimulatedFront(), self.overseer.start(), [], []
-        self.handle(ZygoteLoaded())
+        self.handle(ZygoteLoaded(1))
         for slot in range(1, workers + 1):
             self.handle(Forked(slot, 1000 + slot, 0.5))
             self.handle(WorkerReady(slot))

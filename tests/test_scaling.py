@@ -292,6 +292,43 @@ def test_one_worker_at_a_time_until_it_is_known_what_one_needs():
     assert policy.hurry(settings, WAITING, room.NOTHING_HELD, memory, 100.1)[0].change == 4
 
 
+# ---- what somebody has asked for ----
+
+# settings, target, looks, decisions
+ASKED = {
+    "more, at once": ({}, 6, [look(2), look(6, 5)], [4, 0]),
+    "more than there may be": ({}, 99, [look(2), look(10, 9)], [8, 0]),
+    "fewer: those that are idle": ({}, 2, [look(6, 4), look(4, 4), look(4, 0), look(2, 1)], [-2, 0, -2, 0]),
+    "then the algorithm goes on": ({"algorithm": "backlog"}, 4, [look(4), look(4)], [0, -1]),
+    "without cheaper, too": ({"minimum": 0}, 6, [look(10), look(6)], [-4, 0]),
+}
+
+
+@pytest.mark.parametrize(("settings", "target", "looks", "expected"), ASKED.values(), ids=ASKED)
+def test_what_was_asked_for(settings, target, looks, expected):
+    settings = Cheaper(**{"minimum": 2, **settings})
+    memory, found = replace(policy.fresh(settings), target=target), []
+    for second, sample in enumerate(looks):
+        decision, memory = policy.decide(settings, sample, room.NOTHING_HELD, memory, float(second))
+        found.append(decision.change)
+    assert found == expected
+
+
+def test_what_was_asked_for_comes_one_by_one_until_it_is_known_what_one_needs():
+    settings = Cheaper(minimum=2)
+    memory, unknown = replace(policy.fresh(settings), target=5), room.Memory(known=False)
+    for workers in (2, 3):
+        decision, memory = policy.decide(settings, look(workers), unknown, memory, float(workers))
+        assert decision.change == 1
+    assert policy.decide(settings, look(4), room.NOTHING_HELD, memory, 4.0)[0].change == 1
+
+
+def test_the_load_outdoes_what_was_asked_for():
+    settings = Cheaper(minimum=2, step=4)
+    _, memory = hurry({}, WAITING, memory=replace(policy.fresh(settings), target=2))
+    assert memory.target is None
+
+
 def test_the_reason_has_its_numbers():
     decision, _ = hurry({}, WAITING)
     assert decision.why == (

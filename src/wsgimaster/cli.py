@@ -14,9 +14,13 @@ from typing import TYPE_CHECKING, NoReturn
 from wsgimaster.errors import ConfigErrors, StartError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from wsgimaster.config.load import Loaded
+    from wsgimaster.settings import Settings
 
 OLDEST_KERNEL = (5, 10)
+OPERATIONS = frozenset({"reload", "stop", "workers", "recycle", "scale", "pause", "resume"})  # for one that runs
 
 
 def main() -> NoReturn:
@@ -39,15 +43,21 @@ def occupy_standard_descriptors() -> None:
 
 def run(arguments: list[str]) -> int:
     """Returns the exit code."""
-    from wsgimaster.config.load import load  # takes a fifth of a second, and by now SIGTERM has its handler
-
     if problem := unsupported_system(sys.platform, os.uname().release):
         print(f"wsgimaster: {problem}", file=sys.stderr)
         return 1
+    if arguments and arguments[0] in OPERATIONS:
+        return operate(arguments)
+    from wsgimaster.config.load import load  # takes a fifth of a second, and by now SIGTERM has its handler
+    from wsgimaster.config.system import System
+
     try:
         if arguments[:1] == ["simulate"]:
             return simulate(arguments[1:])
-        loaded = load(arguments, os.environ, os.getcwd())
+        environ, directory = dict(os.environ), os.getcwd()
+        given = "LISTEN_FDS" in environ  # sockets, by systemd
+        system = System()  # once: %t and %u mean the same at a reload
+        loaded = load(arguments, environ, directory, system, serves=not given)
     except ConfigErrors as errors:
         for error in errors.errors:
             print(f"wsgimaster: {error}", file=sys.stderr)
@@ -55,7 +65,14 @@ def run(arguments: list[str]) -> int:
     if loaded.action in ("version", "help"):
         print(loaded.text, end="")
         return 0
-    return serve(loaded)
+
+    def reread() -> tuple[Settings, list[str]]:
+        again = load(arguments, environ, directory, system, serves=not given)
+        return again.settings, list(again.warnings)
+
+    if loaded.action in ("stop", "reload", "pause", "ping"):
+        return operate_as_uwsgi(loaded.action, loaded.text)
+    return serve(loaded, reread)
 
 
 def simulate(arguments: list[str]) -> int:
@@ -71,12 +88,33 @@ def simulate(arguments: list[str]) -> int:
         return 1
 
 
-def serve(loaded: Loaded) -> int:
+def operate(arguments: list[str]) -> int:
+    from wsgimaster import operate
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)  # interrupted isn't done
+    try:
+        return operate.run(arguments)
+    except StartError as error:
+        print(f"wsgimaster: {error}", file=sys.stderr)
+        return 1
+
+
+def operate_as_uwsgi(action: str, target: str) -> int:
+    """uWSGI's own options for that; its exit codes."""
+    from wsgimaster import operate
+
+    if action == "ping":
+        return operate.ping(target)
+    return operate.signal_pidfile(target, operate.SIGNALS[action])
+
+
+def serve(loaded: Loaded, reread: Callable[[], tuple[Settings, list[str]]]) -> int:
     # Only now: --help and a wrong option shouldn't have to wait for the event loop's library.
     from wsgimaster import startup
 
     try:
-        return startup.run(loaded.settings, [*loaded.warnings, *loaded.text.splitlines()])
+        return startup.run(loaded.settings, [*loaded.warnings, *loaded.text.splitlines()], reread)
     except StartError as error:
         print(f"wsgimaster: {error}", file=sys.stderr)
         return 1

@@ -29,9 +29,9 @@ from pathlib import Path
 
 import psutil
 
-from wsgimaster import lifecycle
+from wsgimaster import events
 from wsgimaster._front import Front, Request
-from wsgimaster.lifecycle import Event
+from wsgimaster.events import Event
 from wsgimaster.log import LogWriter
 from wsgimaster.processes import Child
 from wsgimaster.settings import Harakiri
@@ -57,7 +57,7 @@ def until_next_look(due: float, kills: list[float], now: float) -> float:
 
 
 class Monitor:
-    """threads: cores per process; mercy: `worker-reload-mercy`, seconds; handle: takes events of the lifecycle.
+    """threads: cores per process; mercy: `worker-reload-mercy`, seconds; handle: takes events of the events.
 
     worker_in: the process in a slot and the worker's number, or None.
     """
@@ -111,7 +111,8 @@ class Monitor:
         if not request.begun and self.front.idle and self.front.take_back(core):
             return  # another core has it now
         softened, kill_at = self._softened.get(core, ("", 0.0))
-        if softened != request.id and self.settings.graceful_timeout and self.threads == 1 and request.begun:
+        soft = self.settings.graceful_timeout and worker[0].soft_signal and self.threads == 1
+        if softened != request.id and soft and request.begun:
             self._soften(request, *worker)
             return
         if softened == request.id and time.monotonic() < kill_at:
@@ -142,7 +143,7 @@ class Monitor:
                 f"HARAKIRI: worker {worker[1]} (pid: {worker[0].pid}) has not stirred for {self.settings.limit:g} s"
                 f" (harakiri); was it stopped? Killing it"
             )
-            self.handle(lifecycle.WorkerStuck(slot))
+            self.handle(events.WorkerStuck(slot))
             worker[0].kill()
 
     def _why_spared(self) -> str:
@@ -156,13 +157,13 @@ class Monitor:
         lines.append(f"HARAKIRI: next harakiri (kill) on worker {number} in {timeout:g} s")
         self.log.say("\n".join(lines))
         self.front.soften(request.core, request.seq)
-        signal.pidfd_send_signal(child.pidfd, self.settings.graceful_signal)
+        signal.pidfd_send_signal(child.pidfd, child.soft_signal)
 
     async def _end(self, request: Request, child: Child, number: int, lines: list[str], poked: int) -> None:
         """Its thread has been told: see to what it writes, and to its worker. lines: what the log says first."""
         late = time.monotonic()
         try:
-            self.handle(lifecycle.WorkerStuck(request.core // self.threads + 1))
+            self.handle(events.WorkerStuck(request.core // self.threads + 1))
             traceback = await self._written(request.core, child, poked, request.id)
             lines.append(self._how_it_ended(request))
             if traceback:

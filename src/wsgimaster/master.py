@@ -6,28 +6,38 @@ Runs in: the master, on the loop's thread. Nothing here blocks.
 """
 
 import asyncio
+import contextlib
 import os
 import random
+import resource
 import signal
 import socket
 import sys
 import time
 import traceback
 from collections.abc import Awaitable, Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from wsgimaster import __version__, harakiri, http1, lifecycle, machine, messages, processes, sockets, wakeups
+from wsgimaster import __version__, events, harakiri, http1, lifecycle, machine, messages, processes, sockets, wakeups
 from wsgimaster._front import NO_ANSWER, Front, Request
+from wsgimaster.commands import Commands
+from wsgimaster.control import Control, ControlSocket
 from wsgimaster.errors import StartError
-from wsgimaster.lifecycle import Effect, Event, Overseer
+from wsgimaster.events import Effect, Event
+from wsgimaster.health import Health
+from wsgimaster.lifecycle import Overseer
 from wsgimaster.log import LogWriter
 from wsgimaster.messages import Kind, Message
-from wsgimaster.processes import Child
+from wsgimaster.processes import Child, Zygote
 from wsgimaster.recycling import Figures
+from wsgimaster.reloading import Reloader
 from wsgimaster.scaler import Scaler
 from wsgimaster.scaling import policy
 from wsgimaster.scoreboard import Scoreboard
 from wsgimaster.settings import Dispatch, Order, Settings, prefix_of
+from wsgimaster.systemd import Notifier
+from wsgimaster.triggers import Fifo, TouchFiles
 
 TICK = 0.1  # seconds between looks at timeouts and finished cores, while anything is open
 HOUSEKEEPING = 1.0  # seconds between looks for orphans that fell to us
@@ -55,21 +65,30 @@ async def keep_going(
         await asyncio.sleep(pause)
 
 
+class Prepared(NamedTuple):
+    """What start-up has done, and what only it knows how to do again."""
+
+    listeners: list[sockets.Listener]
+    health: list[sockets.Listener]
+    control: ControlSocket
+    fifo: Fifo | None
+    descriptors: tuple[int, int]  # (soft, hard) limit for the workers
+    said: list[str]  # lines to log first
+    notifier: Notifier
+    configuration: Callable[[], tuple[Settings, list[str]]]  # with warnings; takes a tenth of a second
+    log_file: str | None  # its path
+    open_log: Callable[[], None]  # once more, since somebody may have moved it
+    write_pidfiles: Callable[[], None]
+    retitle: Callable[[Settings], None]
+
+
 class Master:
-    """Made inside the running loop.
+    """Made inside the running loop."""
 
-    listeners: open; descriptors: (soft, hard) limit for the workers; said: lines to log first.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        listeners: list[sockets.Listener],
-        descriptors: tuple[int, int],
-        said: list[str],
-    ) -> None:
+    def __init__(self, settings: Settings, prepared: Prepared) -> None:
         self.loop = asyncio.get_running_loop()
-        self.settings, self.listeners, self.said = settings, listeners, said
+        self.settings, self.prepared = settings, prepared
+        self.listeners, self.notifier = prepared.listeners, prepared.notifier
         self.log = LogWriter(2)
         self.threads = settings.processes.threads
         cores = lifecycle.slots_for(settings.processes.processes) * self.threads
@@ -78,7 +97,7 @@ class Master:
         self.reserve = processes.Reserve(self.threads)
         self.waiting_limit, warning = sockets.waiting_limit(settings.sockets.waiting_limit, sockets.largest_backlog())
         if warning:
-            said.append(warning)
+            prepared.said.append(warning)
         self.front = Front(
             self.board.memory,
             cores,
@@ -97,15 +116,7 @@ class Master:
             events=self,
             read_http_head=http1.read_head,
         )
-        self.overseer = Overseer(
-            settings.processes.processes,
-            settings.first_workers,
-            self.threads,
-            settings.app.required,
-            settings.processes.reload_mercy,
-            settings.processes.spawn_timeout,
-            settings.recycling,
-        )
+        self.overseer = Overseer(settings)
         self.harakiri = harakiri.Monitor(
             settings.harakiri,
             self.threads,
@@ -125,9 +136,8 @@ class Master:
             self._stop_gracefully,
             self.log.say,
         )
-        self.plan = processes.plan_for_zygote(settings, descriptors)
-        self.zygote: Child | None = None
-        self.control: socket.socket | None = None
+        self.reloader = Reloader(prepared.configuration, self.overseer, self.handle, self.log.say)
+        self.zygotes: dict[int, Zygote] = {}  # by generation
         self.workers: dict[int, Child] = {}  # by slot
         self.pipes: dict[int, list[int]] = {}  # output and tracebacks of workers whose pid isn't known yet, by slot
         self.ready_cores: dict[int, int] = {}  # by slot: how many of its worker's cores have said READY
@@ -135,12 +145,31 @@ class Master:
         self.strangers: dict[int, int] = {}  # pid: status of children that nobody asked for
         self.timer: asyncio.TimerHandle | None = None
         self.refusals: dict[tuple[str, str], tuple[float, int]] = {}  # when told last, how many since
+        self.commands = Commands(self)
+        control = settings.control
+        self.control: Control | None = None
+        self.health: Health | None = None
+        self.draining = False  # SIGTERM has come, and drain-delay isn't over
+        self.fifo = prepared.fifo
+        self.touch_files = TouchFiles(
+            (path, letter)
+            for letter, paths in {
+                "r": control.touch_reload,
+                "w": control.touch_workers,
+                "c": control.touch_chain,
+                "L": control.touch_rotate,
+                "l": control.touch_reopen,
+            }.items()
+            for path in paths
+        )
+        self.measuring: asyncio.Task[None] | None = None
+        self.watching: dict[Callable[[], Awaitable[None]], asyncio.Task[None]] = {}
         self.exit_code: asyncio.Future[int] = self.loop.create_future()
 
     async def run(self) -> int:
         """From the first zygote to the last log line; returns the exit code."""
+        self.commands.watch_signals()
         self._banner()
-        self._watch_signals()
         self.loop.set_exception_handler(self._report_defect)
         sys.unraisablehook = self._report_unraisable
         for listener in self.listeners:
@@ -149,25 +178,46 @@ class Master:
             )
         self.loop.add_reader(self.front.epoll_fd, self.front.on_ready)
         self.loop.call_later(HOUSEKEEPING, self._housekeep)
-        coroutines: list[Callable[[], Awaitable[None]]] = [self.harakiri.watch]
-        if self.settings.recycling.wanted:
-            coroutines.append(self._look_at_workers)
-        if self.settings.cheaper.wanted:
-            coroutines.append(self.scaler.watch)
-        tasks = [self.loop.create_task(keep_going(one, self._report_defect)) for one in coroutines]
+        self.keep_watching()
+        if said := self.prepared.control.listen():
+            self.log.say(said)
+        self.control = Control(self.prepared.control.socket, self.commands.by_name, self._report_command)
+        self.health = Health([one.socket for one in self.prepared.health], self.unready)
+        if self.notifier.watchdog:
+            self._feed_watchdog()
+        if self.fifo is not None:
+            self.loop.add_reader(self.fifo.fd, self._hear_fifo)
         self._perform(self.overseer.start())
         try:
             return await self.exit_code
         finally:
-            for task in tasks:
+            for task in self.watching.values():
                 task.cancel()
             self._end()
+
+    def keep_watching(self) -> None:
+        """Start the coroutines that these settings need, and end those that they don't."""
+        wanted: dict[Callable[[], Awaitable[None]], bool] = {
+            self.harakiri.watch: True,
+            self._look_at_workers: self.settings.recycling.wanted,
+            self.scaler.watch: self.scaler.needed,
+            self._watch_touch_files: bool(self.touch_files.meanings),
+        }
+        for coroutine, needed in wanted.items():
+            task = self.watching.pop(coroutine, None)
+            if needed:
+                self.watching[coroutine] = task or self.loop.create_task(keep_going(coroutine, self._report_defect))
+            elif task is not None:
+                task.cancel()
 
     def _report_defect(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """An exception in a callback of ours: through our log, since asyncio's own logging would block."""
         error = context.get("exception")
         lines = "".join(traceback.format_exception(error)) if isinstance(error, BaseException) else ""
         self.log.say(f"*** a defect of wsgimaster, please report it: {context.get('message')}\n{lines.rstrip()}")
+
+    def _report_command(self, error: Exception) -> None:
+        self._report_defect(self.loop, {"message": "in a command", "exception": error})
 
     def _report_unraisable(self, what: "sys.UnraisableHookArgs") -> None:
         """The same for an exception that nobody could take: Python itself would write to stderr, and wait for it."""
@@ -177,7 +227,7 @@ class Master:
     def _banner(self) -> None:
         say = self.log.say
         say(f"*** Starting wsgimaster {__version__} on [{time.ctime()}] ***")
-        for line in self.said:
+        for line in self.prepared.said:
             say(line)
         for number, listener in enumerate(self.listeners):
             say(listener.describe(number))
@@ -190,45 +240,71 @@ class Master:
 
     def _end(self) -> None:
         """Whatever is left ends with us. Descriptors leave the loop before they are closed, or libuv aborts."""
-        if self.control is not None:
-            self.loop.remove_reader(self.control.fileno())
-        for child in [*self.workers.values(), *([self.zygote] if self.zygote else [])]:
+        for zygote in self.zygotes.values():
+            self.loop.remove_reader(zygote.control.fileno())
+        for child in [*self.workers.values(), *(zygote.child for zygote in self.zygotes.values())]:
             self.loop.remove_reader(child.pidfd)
             child.kill()
             child.reap()
             self._end_output(child)
+        if self.fifo is not None:
+            self.loop.remove_reader(self.fifo.fd)
+        for one in (self.control, self.health):
+            if one is not None:
+                one.close()
         self.loop.remove_reader(self.front.epoll_fd)
         self.front.take_logs()
         self.log.say("goodbye to uWSGI.")
         self.log.close(LOG_MERCY)
 
-    # ---- signals ----
+    # ---- what others want to know ----
 
-    def _watch_signals(self) -> None:
-        """SIGTERM stops gracefully: containers, systemd and Kubernetes send it (uWSGI 2.0 reloads)."""
-        stop: dict[signal.Signals, bool] = {
-            signal.SIGTERM: False,
-            signal.SIGINT: True,
-            signal.SIGQUIT: True,
-        }
-        for number, fast in stop.items():
-            self.loop.add_signal_handler(number, self._on_stop_signal, number, fast)
-        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP):
-            self.loop.add_signal_handler(number, self._ignore, number)
+    def unready(self) -> str:
+        """Why no requests should be sent to us; "" if they should."""
+        if self.draining or self.overseer.stopping is not lifecycle.Stopping.NO:
+            return "stopping"
+        if self.commands.paused:
+            return "paused"
+        serving, _ = self.overseer.crew()
+        resting = not self.overseer.wanted and self.overseer.zygotes.get(self.overseer.generation) is not None
+        return "" if serving or resting else "no worker serves"  # resting: cheap, idle; a request brings some
 
-    def _ignore(self, number: signal.Signals) -> None:
-        self.log.say(f"{number.name} is not served yet; nothing changes (SIGTERM stops)")
+    def _tell_if_ready(self) -> None:
+        if not self.unready():
+            self.notifier.ready()
+
+    def _feed_watchdog(self) -> None:
+        self.notifier.alive()
+        self.loop.call_later(self.notifier.watchdog, self._feed_watchdog)
+
+    # ---- stopping ----
+
+    def drain(self, why: str) -> None:
+        """A graceful stop that begins after `drain-delay`: until then clients that don't know yet are served, but we
+        say that we aren't ready. Asked twice, it begins at once."""
+        delay = self.settings.processes.drain_delay
+        if not delay or self.draining or self.overseer.stopping is not lifecycle.Stopping.NO:
+            self.stop(why, fast=self.overseer.stopping is not lifecycle.Stopping.NO)
+            return
+        self.draining = True
+        self.notifier.stopping()
+        self.log.say(f"{why}not ready any more; stopping in {delay:g} s (drain-delay)")
+        self.loop.call_later(delay, self._drained)
+
+    def _drained(self) -> None:
+        if self.overseer.stopping is lifecycle.Stopping.NO:
+            self.stop("drain-delay is over: ", fast=False)
 
     def _stop_gracefully(self, why: str) -> None:
         if self.overseer.stopping is lifecycle.Stopping.NO:
-            self._stop(f"{why}: ", fast=False)
+            self.stop(f"{why}: ", fast=False)
 
-    def _on_stop_signal(self, number: signal.Signals, fast: bool) -> None:
-        self._stop(f"{number.name} received...", fast)
-
-    def _stop(self, why: str, fast: bool) -> None:
+    def stop(self, why: str, fast: bool) -> None:
+        if not fast:
+            self.commands.pause(False)  # who waits is served
+        self.notifier.stopping()
         self.log.say(f"{why}stopping{' now' if fast else ' gracefully'}")
-        self.handle(lifecycle.StopAsked(fast))
+        self.handle(events.StopAsked(fast))
         if self.overseer.stopping is lifecycle.Stopping.FINISHING:
             mercy = self.settings.processes.reload_mercy
             self.log.say(f"waiting for {self._work_left()} requests, at most {mercy:g} s")
@@ -237,7 +313,7 @@ class Master:
     def _tick_while_stopping(self) -> None:
         if self.overseer.stopping is lifecycle.Stopping.FINISHING:
             self._accept_rest()
-            self.handle(lifecycle.Tick(self._work_left()))
+            self.handle(events.Tick(self._work_left()))
             self.loop.call_later(STOPPING_TICK, self._tick_while_stopping)
 
     def _work_left(self) -> int:
@@ -250,7 +326,7 @@ class Master:
         self._perform(self.overseer.handle(event, time.monotonic()))
 
     def _perform(self, effects: list[Effect]) -> None:
-        if any(isinstance(effect, (lifecycle.Fork, lifecycle.StartZygote)) for effect in effects):
+        if any(isinstance(effect, events.Fork | events.StartZygote) for effect in effects):
             self.reserve.release()  # nobody is accepted before it is filled again
         for effect in effects:
             self._do(effect)
@@ -269,32 +345,42 @@ class Master:
 
     def _on_timer(self) -> None:
         self.timer = None
-        self.handle(lifecycle.Tick(self._work_left()))
+        self.handle(events.Tick(self._work_left()))
 
     def _do(self, effect: Effect) -> None:
         match effect:
-            case lifecycle.StartZygote():
-                self._start_zygote()
-            case lifecycle.Fork(slot, number):
-                self._fork(slot, number)
-            case lifecycle.Forget(slot):
+            case events.StartZygote(generation, settings, kind):
+                self._start_zygote(generation, settings, trial=kind is not None)
+            case events.Fork(slot, number, generation, proof):
+                self._fork(slot, number, self.zygotes[generation], proof)
+            case events.Forget(slot):
                 self._forget(slot)
-            case lifecycle.Retire(slot):
+            case events.Retire(slot):
                 for core in self._cores(slot):
                     self.front.retire_core(core)
-            case lifecycle.Kill(slot):
+            case events.Kill(slot):
                 if slot in self.workers:
                     self.workers[slot].kill()
-            case lifecycle.KillZygote():
-                if self.zygote is not None:
-                    self.zygote.kill()
-            case lifecycle.CloseDoor():
+            case events.KillZygote(generation):
+                if generation in self.zygotes:
+                    self.zygotes[generation].child.kill()
+            case events.RetireZygote(generation):
+                if generation in self.zygotes:
+                    with contextlib.suppress(OSError):  # it has just died
+                        self.zygotes[generation].control.shutdown(socket.SHUT_WR)
+            case events.Switch(_, settings):
+                self._switch(settings)
+            case events.MeasureRoom():
+                self.measuring = self.loop.create_task(self._measure_room())
+            case events.ReloadEnded(generation, tickets, error):
+                self.reloader.ended(generation, tickets, error)
+            case events.CloseDoor():
                 self._close_door()
-            case lifecycle.RefuseWaiting():
+            case events.RefuseWaiting():
                 self.front.refuse_waiting()
-            case lifecycle.Say(text):
+            case events.Say(text):
                 self.log.say(text)
-            case lifecycle.Exit(code):
+            case events.Exit(code):
                 if not self.exit_code.done():
                     self.exit_code.set_result(code)
 
@@ -315,67 +401,166 @@ class Master:
     def _cores(self, slot: int) -> range:
         return range((slot - 1) * self.threads, slot * self.threads)
 
-    # ---- the zygote ----
+    # ---- reloads ----
 
-    def _start_zygote(self) -> None:
-        environment = {**os.environ, **dict(self.settings.app.environment)}
+    async def _watch_touch_files(self) -> None:
+        for path in self.touch_files.missing():
+            self.log.say(f"unable to stat() {path}, events will be triggered as soon as the file is created")
+        await self.touch_files.watch(self._touched)
+
+    def _touched(self, path: str, letter: str) -> None:
+        self.log.say(f"*** {path} has been touched... ***")
+        self.commands.obey(letter)
+
+    def _hear_fifo(self) -> None:
+        assert self.fifo is not None
+        for letter in self.fifo.read():
+            if letter.isdigit() and letter.isascii():
+                self._choose_fifo(int(letter))
+            else:
+                self.commands.obey(letter)
+
+    def _choose_fifo(self, number: int) -> None:
+        assert self.fifo is not None
+        before = self.fifo.fd
         try:
-            zygote, control = processes.start_zygote(self.plan, environment, self.board.fd, self.board.doorbell)
+            self.loop.remove_reader(before)
+            if self.fifo.choose(number):
+                self.log.say(f"active master fifo is now {self.fifo.path}")
+        except StartError as error:
+            self.log.say(str(error))
+        self.loop.add_reader(self.fifo.fd, self._hear_fifo)
+
+    def log_again(self) -> None:
+        """Somebody has moved the log file: write to a new one."""
+        try:
+            self.prepared.open_log()
+        except StartError as error:
+            self.log.say(str(error))
+
+    def rotate_log(self) -> None:
+        """Move the log file away ourselves, with the time behind its name as uWSGI does, and write to a new one."""
+        path = self.prepared.log_file
+        if path is None:
+            self.log.say("there is no log file to rotate (logto names one)")
+            return
+        moved = f"{path}.{time.time():.0f}"
+        try:
+            while Path(moved).exists():
+                moved += "-"
+            Path(path).rename(moved)
+        except OSError as error:
+            self.log.say(f"log file {path} can't be moved: {error.strerror}")
+        self.log_again()
+
+    def write_pidfiles(self) -> None:
+        try:
+            self.prepared.write_pidfiles()
+        except StartError as error:
+            self.log.say(str(error))
+
+    def describe(self) -> list[str]:
+        """What everybody does, for the log."""
+        front = self.front
+        lines = [
+            f"*** pid {os.getpid()}, generation {self.overseer.generation}: {front.served} requests served,"
+            f" {front.waiting} wait, {front.in_progress} run ***"
+        ]
+        for slot in sorted(self.overseer.slots, key=lambda one: one.number):
+            if slot.phase is not lifecycle.Phase.EMPTY:
+                lines.append(
+                    f"worker {slot.number} (pid: {slot.pid}, generation {slot.generation}): {slot.phase.name.lower()},"
+                    f" {front.served_by(slot.place - 1)} requests served, {front.running_in(slot.place - 1)} run"
+                )
+        return lines
+
+    def _switch(self, settings: Settings) -> None:
+        """A generation has proved itself: its settings are ours from now on."""
+        if settings is self.settings:
+            return
+        scaled, self.settings = bool(self.settings.cheaper.minimum), settings
+        self.harakiri.settings, self.harakiri.mercy = settings.harakiri, settings.processes.reload_mercy
+        self.scaler.reconfigure(settings.cheaper)
+        self.keep_watching()
+        self.prepared.retitle(settings)
+        least, before = settings.cheaper.minimum, self.overseer.wanted
+        if scaled and not least:
+            least = self.overseer.processes
+        if before and least > before:  # later: effects are under way
+            self.loop.call_soon(self.handle, events.MoreWanted(least - before))
+
+    async def _measure_room(self) -> None:
+        """For workers beside those that serve: memory, and descriptors of ours."""
+        held, limit = len(os.listdir("/proc/self/fd")), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        descriptors = (limit - held - self.reserve.size) // (2 * self.threads + 3)
+        try:
+            self.handle(events.RoomFound(min(await self.scaler.room(), descriptors)))
+        except Exception as error:
+            self._report_defect(self.loop, {"message": "while memory was measured", "exception": error})
+
+    # ---- the zygotes ----
+
+    def _start_zygote(self, generation: int, settings: Settings, trial: bool) -> None:
+        environment = {**os.environ, **dict(settings.app.environment)}
+        plan = processes.plan_for_zygote(settings, self.prepared.descriptors)
+        plan["trial"] = trial
+        try:
+            child, control = processes.start_zygote(plan, environment, self.board.fd, self.board.doorbell)
         except (OSError, StartError) as error:
             self.log.say(f"the zygote can't be started: {error}")
-            self.loop.call_soon(self.handle, lifecycle.ZygoteGone(1))
+            self.reloader.hear(generation, f"{error}\n".encode())
+            self.loop.call_soon(self.handle, events.ZygoteGone(generation, 1))
             return
-        self.zygote, self.control = zygote, control
-        self._watch_output(zygote)
-        self.loop.add_reader(control.fileno(), self._hear_zygote, control)
-        self.loop.add_reader(zygote.pidfd, self._zygote_gone, zygote, control)
+        zygote = self.zygotes[generation] = Zygote(generation, child, control, settings)
+        child.generation = generation
+        self._watch_output(child)
+        self.loop.add_reader(control.fileno(), self._hear_zygote, zygote)
+        self.loop.add_reader(child.pidfd, self._zygote_gone, zygote)
 
-    def _hear_zygote(self, control: socket.socket) -> None:
+    def _hear_zygote(self, zygote: Zygote) -> None:
         while True:
             try:
-                data = control.recv(messages.SIZE)
+                data = zygote.control.recv(messages.SIZE)
             except BlockingIOError:
                 return
             except OSError:
                 data = b""
             if not data:
-                self.loop.remove_reader(control.fileno())
+                self.loop.remove_reader(zygote.control.fileno())
                 return
-            self._zygote_said(messages.decode(data))
+            self._zygote_said(zygote, messages.decode(data))
 
-    def _zygote_said(self, message: Message) -> None:
+    def _zygote_said(self, zygote: Zygote, message: Message) -> None:
         match message.kind:
             case Kind.LOADED:
-                pid = self.zygote.pid if self.zygote else 0
                 what = f"the application is loaded in {message.seconds:.1f} s"
                 if message.error:
-                    lazy = self.settings.app.lazy
+                    lazy = zygote.settings.app.lazy
                     what = "each worker loads the application for itself" if lazy else "there is no application"
-                self.log.say(f"{what} (zygote pid: {pid})")
-                self.handle(lifecycle.ZygoteLoaded())
+                self.log.say(f"{what} (zygote pid: {zygote.child.pid})")
+                self.handle(events.ZygoteLoaded(zygote.generation))
+                self._tell_if_ready()
             case Kind.FORKED:
                 self._forked(message.slot, message.pid)
             case Kind.FORK_FAILED:
-                self.handle(lifecycle.ForkFailed(message.slot, os.strerror(message.error)))
+                self.handle(events.ForkFailed(message.slot, os.strerror(message.error)))
             case Kind.FORK:
                 pass  # ours to say
 
-    def _zygote_gone(self, zygote: Child, control: socket.socket) -> None:
-        self.loop.remove_reader(zygote.pidfd)
-        self._hear_zygote(control)  # what it said before it ended
-        self.loop.remove_reader(control.fileno())
-        control.close()
-        status = zygote.reap()
-        self._end_output(zygote)
-        if self.zygote is zygote:
-            self.zygote = self.control = None
-            self.handle(lifecycle.ZygoteGone(status))
+    def _zygote_gone(self, zygote: Zygote) -> None:
+        self.loop.remove_reader(zygote.child.pidfd)
+        self._hear_zygote(zygote)  # what it said before it ended
+        self.loop.remove_reader(zygote.control.fileno())
+        zygote.control.close()
+        status = zygote.child.reap()
+        self._end_output(zygote.child)
+        del self.zygotes[zygote.generation]
+        self.handle(events.ZygoteGone(zygote.generation, status))
 
     # ---- workers ----
 
-    def _fork(self, slot: int, number: int) -> None:
+    def _fork(self, slot: int, number: int, zygote: Zygote, proof: bool) -> None:
         """Register the slot's cores, then ask the zygote for the process."""
-        assert self.control is not None
         theirs: list[int] = []
         pipes: list[int] = []
         try:
@@ -389,9 +574,10 @@ class Master:
                 end, pipe = processes.output_pipe()
                 ours_of_pipes.append(end)
                 pipes.append(pipe)
-            socket.send_fds(self.control, [messages.encode(Message(Kind.FORK, slot, number))], [*theirs, *pipes])
+            asked = messages.encode(Message(Kind.FORK, slot, number, proof=proof))
+            socket.send_fds(zygote.control, [asked], [*theirs, *pipes])
         except OSError as error:
-            self.loop.call_soon(self.handle, lifecycle.ForkFailed(slot, error.strerror or str(error)))
+            self.loop.call_soon(self.handle, events.ForkFailed(slot, error.strerror or str(error)))
         finally:
             for pipe in pipes:
                 os.close(pipe)
@@ -414,13 +600,16 @@ class Master:
             if not isinstance(error, ProcessLookupError):
                 self.log.say(f"process {pid} can't be watched: {error.strerror}")
                 os.kill(pid, signal.SIGKILL)  # still ours: nobody has reaped it
-            self.handle(lifecycle.Forked(slot, pid, chance))
-            self.handle(lifecycle.WorkerGone(slot, self.strangers.pop(pid, -signal.SIGKILL), 0))
+            self.handle(events.Forked(slot, pid, chance))
+            self.handle(events.WorkerGone(slot, self.strangers.pop(pid, -signal.SIGKILL), 0))
             return
         output, tracebacks = pipes
-        worker = self.workers[slot] = Child(pid, pidfd, output, tracebacks)
+        generation = self.overseer.slots[slot - 1].generation
+        worker = self.workers[slot] = Child(pid, pidfd, output, tracebacks, generation)
+        if generation in self.zygotes:
+            worker.soft_signal = processes.soft_signal(self.zygotes[generation].settings)
         self._watch_output(worker)
-        self.handle(lifecycle.Forked(slot, pid, chance))
+        self.handle(events.Forked(slot, pid, chance))
         self.loop.add_reader(pidfd, self._worker_gone, slot, worker)
 
     def _worker_gone(self, slot: int, worker: Child) -> None:
@@ -433,7 +622,7 @@ class Master:
                 self.log.say(f"{self._name((slot - 1) * self.threads)} (pid: {worker.pid}) left a traceback:\n{text}")
             worker.close_tracebacks()
         finally:  # its requests must be answered, whatever it wrote
-            self.handle(lifecycle.WorkerGone(slot, status, self.front.served_by(slot - 1)))
+            self.handle(events.WorkerGone(slot, status, self.front.served_by(slot - 1)))
 
     def _forget(self, slot: int) -> None:
         for core in self._cores(slot):
@@ -446,10 +635,10 @@ class Master:
 
     async def _look_at_workers(self) -> None:
         """Tell the lifecycle what every worker has served and what memory it holds."""
-        settings = self.settings.recycling
         memory_at = 0.0
         while True:
             await asyncio.sleep(RECYCLING_LOOK)
+            settings = self.settings.recycling
             memory = settings.watches_memory and time.monotonic() >= memory_at
             if memory:
                 memory_at = time.monotonic() + settings.memory_interval
@@ -459,12 +648,11 @@ class Master:
                 figures[slot] = Figures(self.front.served_by(slot - 1), rss, address_space)
                 if memory:
                     await asyncio.sleep(0)  # 20 us each, and requests come first
-            self.handle(lifecycle.Looked({slot: one for slot, one in figures.items() if slot in self.workers}))
+            self.handle(events.Looked({slot: one for slot, one in figures.items() if slot in self.workers}))
 
     def _housekeep(self) -> None:
         """Reap orphans that fell to us (PID 1, subreaper): one by one, never a child that somebody waits for."""
-        known = {child.pid for child in self.workers.values()}
-        known.add(self.zygote.pid if self.zygote else 0)
+        known = {child.pid for child in self.workers.values()} | {one.child.pid for one in self.zygotes.values()}
         while True:
             try:
                 found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -475,6 +663,7 @@ class Master:
             os.waitid(os.P_PID, found.si_pid, os.WEXITED | os.WNOHANG)
             status = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
             self.strangers = {**dict(list(self.strangers.items())[-99:]), found.si_pid: status}
+        self.notifier.say(f"generation {self.overseer.generation}, {self.overseer.crew()[0]} worker(s) serve")
         self.front.look_again()
         self.loop.call_later(HOUSEKEEPING, self._housekeep)
 
@@ -484,14 +673,26 @@ class Master:
         self.loop.add_reader(child.output, self._take_output, child)
 
     def _take_output(self, child: Child) -> None:
-        if not child.take_output(self.log.write):
+        if not child.take_output(self._writer_for(child)):
             self.loop.remove_reader(child.output)
+
+    def _writer_for(self, child: Child) -> Callable[[bytes], None]:
+        """What a generation that hasn't proved itself writes may be the reason why it can't."""
+        if child.generation <= self.overseer.generation:
+            return self.log.write
+
+        def write(lines: bytes) -> None:
+            self.reloader.hear(child.generation, lines)
+            self.log.write(lines)
+
+        return write
 
     def _end_output(self, child: Child) -> None:
         """What it wrote before it ended; a grandchild that still holds the pipe isn't waited for."""
-        child.take_output(self.log.write)
+        write = self._writer_for(child)
+        child.take_output(write)
         if rest := child.lines.feed(b""):
-            self.log.write(rest)
+            write(rest)
         self.loop.remove_reader(child.output)
         os.close(child.output)
 
@@ -549,13 +750,14 @@ class Master:
                 )
 
     def worker_alive(self, core: int) -> None:
-        self.handle(lifecycle.WorkerAlive(core // self.threads + 1))
+        self.handle(events.WorkerAlive(core // self.threads + 1))
 
     def core_ready(self, core: int) -> None:
         slot = core // self.threads + 1
         self.ready_cores[slot] = self.ready_cores.get(slot, 0) + 1
         if self.ready_cores[slot] == self.threads:
-            self.handle(lifecycle.WorkerReady(slot))
+            self.handle(events.WorkerReady(slot))
+            self._tell_if_ready()
 
     def request_lines(self, lines: bytes) -> None:
         self.log.write(lines, requests=True)
@@ -608,8 +810,8 @@ class Master:
 
     def descriptor_lost(self, core: int) -> None:
         why = "had no free descriptor to take a request with (does the application leak them? ulimit -n is the limit)"
-        self.loop.call_soon(self.handle, lifecycle.WorkerWorn(core // self.threads + 1, why))
+        self.loop.call_soon(self.handle, events.WorkerWorn(core // self.threads + 1, why))
 
     def channel_lost(self, core: int) -> None:
         """Called within the front's callback: what is to be done reaches into the front again, so later."""
-        self.loop.call_soon(self.handle, lifecycle.WorkerBroken(core // self.threads + 1))
+        self.loop.call_soon(self.handle, events.WorkerBroken(core // self.threads + 1))

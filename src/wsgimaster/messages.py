@@ -7,13 +7,15 @@ import struct
 from enum import IntEnum
 from typing import NamedTuple
 
-VERSION = 2
-_FORMAT = struct.Struct("<BBiiiid")  # version, then the fields of Message
+VERSION = 3
+_FORMAT = struct.Struct("<BBiiiid?")  # version, then the fields of Message
 
 
 class Kind(IntEnum):
     # master to zygote
-    FORK = 1  # slot, number; along come the channels of its cores and the pipes for its output and its tracebacks
+    # slot, number, proof (it is the first of its generation); along come the channels of its cores and the pipes for
+    # its output and its tracebacks
+    FORK = 1
     # zygote to master
     LOADED = 2  # ready to fork; seconds: how long loading took; error: 0 with the application, 1 without
     FORKED = 3  # slot, pid
@@ -27,6 +29,7 @@ class Message(NamedTuple):
     pid: int = 0
     error: int = 0
     seconds: float = 0.0
+    proof: bool = False
 
 
 SIZE = _FORMAT.size
@@ -40,5 +43,5 @@ def decode(data: bytes) -> Message:
     """Raises ValueError for anything that isn't a message of this version."""
     if len(data) != SIZE or data[0] != VERSION:
         raise ValueError(f"{data[:16]!r} is no message of version {VERSION}")
-    _, kind, slot, number, pid, error, seconds = _FORMAT.unpack(data)
-    return Message(Kind(kind), slot, number, pid, error, seconds)
+    _, kind, *fields = _FORMAT.unpack(data)
+    return Message(Kind(kind), *fields)

@@ -39,6 +39,8 @@ class Child:
     pidfd: int
     output: int  # our end of the pipe behind its fds 1 and 2
     tracebacks: int = -1  # of the pipe that its signal handlers write to; a zygote has none
+    generation: int = 0
+    soft_signal: int = 0  # that makes it raise an exception in its request; 0: it wasn't told of any
     lines: LineAssembler = field(default_factory=LineAssembler)
     written: bytes = b""  # from there, not yet asked for
     alive: bool = True  # not yet reaped
@@ -114,6 +116,16 @@ class Child:
         return re.sub(rb"\x02[0-9a-f]*\n?", b"", self.written).decode("utf-8", "backslashreplace").rstrip()
 
 
+@dataclass(frozen=True, slots=True)
+class Zygote:
+    """The process that forks a generation's workers. settings: with which it was started."""
+
+    generation: int
+    child: Child
+    control: socket.socket
+    settings: Settings
+
+
 def output_pipe() -> tuple[int, int]:
     """Our end, non-blocking, and the child's, blocking."""
     ours, theirs = os.pipe2(os.O_CLOEXEC)
@@ -161,6 +173,10 @@ def interpreter(home: str | None) -> str:
     return str(path)
 
 
+def soft_signal(settings: Settings) -> int:
+    return settings.harakiri.graceful_signal if settings.harakiri.graceful_timeout else 0
+
+
 def plan_for_zygote(settings: Settings, descriptors: tuple[int, int]) -> dict[str, Any]:
     """What zygote and workers need to know, as plain values: they have no pydantic."""
     app, processes, log = settings.app, settings.processes, settings.logging
@@ -173,6 +189,9 @@ def plan_for_zygote(settings: Settings, descriptors: tuple[int, int]) -> dict[st
         "pythonpath": list(app.pythonpath),
         "lazy": app.lazy,
         "required": app.required,
+        "hooks": settings.hooks.model_dump(),
+        "check": settings.reloading.check,
+        "trial": False,  # others serve meanwhile: without an application it has to end
         "processes": processes.processes,
         "cores": slots_for(processes.processes) * processes.threads,
         "threads": processes.threads,
@@ -180,7 +199,7 @@ def plan_for_zygote(settings: Settings, descriptors: tuple[int, int]) -> dict[st
         "buffer_size": settings.sockets.buffer_size,
         "allow_from": [(prefix.hex(), bits) for prefix, bits in map(prefix_of, settings.sockets.allow_from)],
         "forwarded_allow": [(prefix.hex(), bits) for prefix, bits in map(prefix_of, settings.sockets.forwarded_allow)],
-        "graceful_signal": settings.harakiri.graceful_signal if settings.harakiri.graceful_timeout else 0,
+        "graceful_signal": soft_signal(settings),
         "master": os.getpid(),
         "exit_deadline": processes.exit_deadline,
         "limit_as": processes.limit_as,

@@ -10,11 +10,12 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from wsgimaster import lifecycle
+from wsgimaster import events
 from wsgimaster._front import Front
-from wsgimaster.lifecycle import Event, Overseer, Stopping
+from wsgimaster.events import Event
+from wsgimaster.lifecycle import Overseer, Stopping
 from wsgimaster.machine import WorkersMemory
 from wsgimaster.scaling import policy, room
 from wsgimaster.scaling.facts import Decision, Sample
@@ -62,8 +63,30 @@ class Scaler:
         self.workers_memory = WorkersMemory(bool(settings.rss_soft))
         self.held = room.NOTHING_HELD
         self.served = -1  # total of requests, at the last look at memory
+        self.needed = settings.wanted  # whether anything is to be watched
         self.changes: deque[Change] = deque(maxlen=KEPT)
         self.somebody_waits = asyncio.Event()
+        self.one_looks = asyncio.Lock()
+
+    def reconfigure(self, settings: Cheaper) -> None:
+        """A reload has brought other settings: what was learned with the old ones is forgotten."""
+        if settings != self.settings:
+            self.settings, self.memory, self.needed = settings, policy.fresh(settings), settings.wanted
+            self.workers_memory.always = bool(settings.rss_soft)
+
+    def ask(self, change: int) -> None:
+        """Somebody wants so many workers more, or, negative, fewer; each time on top of what was asked for before."""
+        self.ask_for(change + (self.overseer.wanted if self.memory.target is None else self.memory.target))
+
+    def ask_for(self, workers: int) -> None:
+        target = max(1, min(self.overseer.processes, workers))
+        self.memory, self.needed = replace(self.memory, target=target), True
+
+    async def room(self) -> int:
+        """How many more workers memory has room for."""
+        async with self.one_looks:
+            held = await asyncio.to_thread(self.workers_memory.look, self.requests(), True)
+        return room.room(self.settings, held).workers
 
     def requests_wait(self) -> None:
         """Somebody waits: look soon, if that may make a worker start."""
@@ -98,12 +121,13 @@ class Scaler:
             await self._look_at_memory(thorough=False)
 
     async def _look_at_memory(self, thorough: bool) -> None:
-        self.held = await asyncio.to_thread(self.workers_memory.look, self.requests(), thorough)
+        async with self.one_looks:
+            self.held = await asyncio.to_thread(self.workers_memory.look, self.requests(), thorough)
 
     async def decide(self, decide: Callable[..., tuple[Decision, policy.Memory]]) -> None:
         """decide: policy.decide or policy.hurry, whose decision is carried out."""
         decision, memory = decide(self.settings, self.look(), self.held, self.memory, time.monotonic())
-        if decision.change > 0 and self.settings.minimum:
+        if decision.change > 0:
             await self._look_at_memory(thorough=True)  # workers may have grown with the first requests of a burst
             decision, memory = decide(self.settings, self.look(), self.held, self.memory, time.monotonic())
         if self._carry_out(decision) or decision.change >= 0:
@@ -134,11 +158,11 @@ class Scaler:
         """Returns the change that came of it."""
         before = self.overseer.wanted
         if decision.change > 0:
-            self.handle(lifecycle.MoreWanted(decision.change))
+            self.handle(events.MoreWanted(decision.change))
         for _ in range(-decision.change):
             self._end_one()
         if decision.all_end and self.overseer.wanted:  # one got a request in this moment: then the others are needed
-            self.handle(lifecycle.MoreWanted(before - self.overseer.wanted))
+            self.handle(events.MoreWanted(before - self.overseer.wanted))
         change = self.overseer.wanted - before
         if change:
             self.held = room.charged(self.held, change)
@@ -155,5 +179,5 @@ class Scaler:
     def _end_one(self) -> None:
         for slot in self.overseer.spare():
             if self.front.retire_if_idle(slot - 1):
-                self.handle(lifecycle.Cheaped(slot))
+                self.handle(events.Cheaped(slot))
                 return

@@ -76,7 +76,9 @@ class App(Section):
 
 
 MAX_CORES = 16384  # of the scoreboard: _layout.pxd
-MASTER_TASKS = 3  # threads of the master: the loop's, the log's, and one that reads the workers' memory
+# Threads of the master: the loop's, the log's, and those that read the workers' memory and, at a reload, the
+# configuration.
+MASTER_TASKS = 4
 
 
 class Dispatch(StrEnum):
@@ -94,6 +96,7 @@ class Processes(Section):
     threads: Annotated[int, Field(ge=1, le=250)] = 1  # cores per process; 250: channels sent in one SCM_RIGHTS
     reload_mercy: Annotated[float, Field(gt=0)] = 60.0  # `worker-reload-mercy`
     spawn_timeout: Annotated[float, Field(gt=0)] = 60.0  # from asking for a fork to a sign of life
+    drain_delay: Annotated[float, Field(ge=0)] = 0.0  # seconds from SIGTERM to the graceful stop
     exit_deadline: Annotated[float, Field(gt=0)] = 10.0  # for a leaving worker's threads and atexit functions
     limit_as: Annotated[int, Field(ge=1)] | None = None
     limit_nproc: Annotated[int, Field(ge=1)] | None = None  # processes and threads of the user
@@ -107,7 +110,7 @@ class Processes(Section):
     @property
     def tasks(self) -> int:
         """How many processes and threads the server itself may have, as the kernel counts them for `limit-nproc`."""
-        return 2 * self.processes * self.threads + MASTER_TASKS + 1  # 2: replacements; 1: the zygote
+        return 2 * self.processes * self.threads + MASTER_TASKS + 2  # 2: replacements; zygotes, at a reload
 
     @model_validator(mode="after")
     def _fits_the_scoreboard(self) -> Processes:
@@ -238,6 +241,59 @@ class Titles(Section):
     master: str | None = None  # `procname-master`
 
 
+class Reloading(Section):
+    """How a new generation of the application takes over."""
+
+    surge: Annotated[int, Field(ge=0)] = 0  # workers of it beside the old ones, at a time; 0: as memory allows
+    timeout: Annotated[float, Field(gt=0)] = 120.0  # seconds until its first worker is ready
+    check: str | None = None  # `reload-check`: [host]/path that this one must answer
+
+    @field_validator("check")
+    @classmethod
+    def _is_a_path(cls, text: str | None) -> str | None:
+        if text is not None and "/" not in text:
+            raise ValueError(f"expected /path or host/path, found {text!r}")
+        return text
+
+
+LONGEST_SOCKET_PATH = 107  # bytes; sun_path holds 108 with the closing NUL
+
+
+class Control(Section):
+    """Where commands come in."""
+
+    socket: str | None = None  # `control-socket`; None: an abstract name with the pid in it
+    fifos: Annotated[tuple[str, ...], Field(max_length=10)] = ()  # `master-fifo`, relative to chdir
+    health: tuple[Address, ...] = ()
+    touch_reload: tuple[str, ...] = ()  # files, relative to chdir
+    touch_workers: tuple[str, ...] = ()
+    touch_chain: tuple[str, ...] = ()
+    touch_rotate: tuple[str, ...] = ()  # `touch-logrotate`
+    touch_reopen: tuple[str, ...] = ()  # `touch-logreopen`
+
+    @field_validator("socket")
+    @classmethod
+    def _fits_a_socket_address(cls, path: str | None) -> str | None:
+        if path is not None and not 0 < len(path.encode(errors="surrogateescape")) <= LONGEST_SOCKET_PATH:
+            raise ValueError(f"expected a path of 1 to {LONGEST_SOCKET_PATH} bytes, found {path[:120]!r}")
+        return path
+
+
+class Hooks(Section):
+    """Small deeds at certain moments: hooks.py has the moments and the verbs."""
+
+    asap: tuple[str, ...] = ()
+    as_root: tuple[str, ...] = ()  # and the phases around uWSGI's jails
+    as_user: tuple[str, ...] = ()
+    master_start: tuple[str, ...] = ()
+    pre_app: tuple[str, ...] = ()
+    post_app: tuple[str, ...] = ()
+    post_fork: tuple[str, ...] = ()
+    accepting: tuple[str, ...] = ()
+    accepting1: tuple[str, ...] = ()
+    as_user_atexit: tuple[str, ...] = ()
+
+
 class Identity(Section):
     uid: int | None = None
     gid: int | None = None
@@ -265,6 +321,9 @@ class Settings(Section):
     recycling: Recycling = Recycling()
     cheaper: Cheaper = Cheaper()
     titles: Titles = Titles()
+    reloading: Reloading = Reloading()
+    control: Control = Control()
+    hooks: Hooks = Hooks()
     identity: Identity = Identity()
     logging: Logging = Logging()
 

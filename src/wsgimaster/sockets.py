@@ -3,12 +3,15 @@
 Runs in: the master.
 """
 
+import contextlib
 import errno
 import os
 import socket
 import stat
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from wsgimaster.errors import StartError
 from wsgimaster.settings import Address, Family, Protocol, Sockets
@@ -16,6 +19,7 @@ from wsgimaster.settings import Address, Family, Protocol, Sockets
 DEFAULT_WAITING = 4096
 SO_BINDTOIFINDEX = 62  # Linux 5.1; the socket module doesn't have it
 NO_INTERFACE = 0x7FFFFFFF
+EVERYWHERE = ("0.0.0.0", "::")
 
 
 @dataclass(slots=True)
@@ -71,7 +75,61 @@ def waiting_limit(asked: int | None, largest: int) -> tuple[int, str | None]:
     return asked, None
 
 
-def open_all(settings: Sockets, owner: tuple[int, int]) -> list[Listener]:
+Given = list[tuple[int, str]]  # listening sockets that somebody has opened for us: (descriptor, name)
+
+
+def place_given(addresses: Sequence[Address], given: Given) -> tuple[list[Address], Given]:
+    """The addresses, with those of the given sockets (systemd) that are bound to one of them in its place, and the
+    others. Raises StartError for a descriptor that is no listening socket."""
+    found, left = list(addresses), []
+    for fd, name in given:
+        try:
+            with socket.socket(fileno=os.dup(fd)) as one:
+                bound = one.getsockname()
+        except OSError as error:
+            raise StartError(f"descriptor {fd} of LISTEN_FDS: {error.strerror}") from error
+        place = next((at for at, one in enumerate(found) if _is_bound(one, fd, bound)), None)
+        if place is None:
+            left.append((fd, name))
+        else:
+            found[place] = found[place].model_copy(update={"family": Family.INHERITED, "fd": fd})
+    return found, left
+
+
+def without_address(given: Given) -> list[Address]:
+    """Given sockets of which the configuration says nothing: for uwsgi, or for HTTP if the name begins with http."""
+    return [
+        Address(
+            protocol=Protocol.HTTP if name.startswith("http") else Protocol.UWSGI,
+            family=Family.INHERITED,
+            name=name or f"fd://{fd}",
+            fd=fd,
+        )
+        for fd, name in given
+    ]
+
+
+def _is_bound(address: Address, fd: int, name: Any) -> bool:
+    """Whether the descriptor, which is bound to this name, is what the address means."""
+    match address.family:
+        case Family.INHERITED:
+            return address.fd == fd
+        case Family.UNIX:
+            return bool(name == os.path.abspath(address.path))
+        case Family.ABSTRACT:
+            return bool(name == b"\0" + address.path.encode())
+        case Family.TCP:
+            if not isinstance(name, tuple) or name[1] != address.port:
+                return False
+            if name[0] in EVERYWHERE:  # a socket for IPv6 takes IPv4 as well, unless it was told not to
+                return (address.host or "0.0.0.0") in EVERYWHERE
+            with contextlib.suppress(OSError):
+                found = socket.getaddrinfo(address.host or "0.0.0.0", address.port, type=socket.SOCK_STREAM)
+                return name[0] in {one[4][0] for one in found}
+    return False
+
+
+def open_all(addresses: Iterable[Address], settings: Sockets, owner: tuple[int, int]) -> list[Listener]:
     """All listening sockets, or none: raises StartError and closes what it had opened.
 
     owner: uid and gid (-1: as it is) of socket files where `chown-socket` doesn't say otherwise. uWSGI binds after
@@ -79,7 +137,7 @@ def open_all(settings: Sockets, owner: tuple[int, int]) -> list[Listener]:
     """
     opened: list[Listener] = []
     try:
-        for address in settings.addresses:
+        for address in addresses:
             opened.append(_open(address, settings, settings.socket_owner or owner))
     except StartError:
         tidy(opened)
@@ -139,7 +197,7 @@ def _inherit(address: Address) -> socket.socket:
 
 def _open_unix(address: Address, mode: int | None, owner: tuple[int, int]) -> Listener:
     path = address.path
-    _remove_stale(path)
+    remove_stale(path)
     bound = socket.socket(socket.AF_UNIX)
     bound.bind(path)
     if mode is not None:
@@ -151,7 +209,7 @@ def _open_unix(address: Address, mode: int | None, owner: tuple[int, int]) -> Li
     return Listener(address, bound, (status.st_dev, status.st_ino))
 
 
-def _remove_stale(path: str) -> None:
+def remove_stale(path: str) -> None:
     """A socket file that nobody listens on may be replaced, anything else may not."""
     try:
         status = os.lstat(path)

@@ -11,57 +11,108 @@ import asyncio
 import contextlib
 import os
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import uvloop
 
-from wsgimaster import _process, privileges, processes, sockets
+from wsgimaster import _process, hooks, privileges, processes, sockets, systemd
+from wsgimaster.control import ControlSocket
 from wsgimaster.errors import StartError
 from wsgimaster.log import say_if_possible
-from wsgimaster.master import Master
+from wsgimaster.master import Master, Prepared
 from wsgimaster.settings import Settings
+from wsgimaster.triggers import Fifo
 
 
-def run(settings: Settings, said: list[str]) -> int:
+def run(settings: Settings, said: list[str], reread: Callable[[], tuple[Settings, list[str]]]) -> int:
     """Serve until told to stop; returns the exit code.
 
-    said: lines to log first (warnings of the configuration). Raises StartError where the machine refuses.
+    said: lines to log first (warnings of the configuration); reread: the configuration as it is then. Raises
+    StartError where the machine refuses.
     """
+    given = systemd.activated(os.environ, os.getpid())  # before daemonize: by then we are another process
+    notifier = systemd.Notifier(os.environ)
     identity = settings.identity
     if identity.umask is not None:
         os.umask(identity.umask)
-    redirect_log(settings.logging.file or identity.daemonize)
+    log_file = settings.logging.file or identity.daemonize
+    log_file = log_file and str(Path(log_file).absolute())  # it may be opened again, after chdir
+    redirect_log(log_file)
+    run_hooks(settings.hooks.asap, "asap")
     if identity.daemonize is not None:
         leave_terminal()
     pidfiles = [path and str(Path(path).absolute()) for path in (identity.pidfile, identity.pidfile_late)]
     listeners: list[sockets.Listener] = []
+    health: list[sockets.Listener] = []
+    control: ControlSocket | None = None
+    fifo: Fifo | None = None
     try:
         if settings.app.chdir:
             change_directory(settings.app.chdir)
         descriptors = raise_descriptor_limit(settings.processes.max_fd)
         said = [*said, *set_priority(settings.processes.priority)]  # still with root's right to be less nice
         check_descriptors(processes.descriptors_needed(settings))
-        listeners = sockets.open_all(settings.sockets, privileges.future_owner(identity))
-        write_pidfile(pidfiles[0])  # not before: a start that fails must leave the running server's alone
+        owner = privileges.future_owner(identity)
+        addresses, given = sockets.place_given(settings.sockets.addresses, given)
+        for_health, given = sockets.place_given(settings.control.health, given)
+        addresses += sockets.without_address(given)
+        if not addresses:
+            raise StartError("no listening socket: LISTEN_FDS is there, but not for this process (LISTEN_PID)")
+        listeners = sockets.open_all(addresses, settings.sockets, owner)
+        health = sockets.open_all(for_health, settings.sockets, owner)
+        control = ControlSocket(settings.control.socket, owner)
+        fifo = Fifo(settings.control.fifos, owner) if settings.control.fifos else None
+        write_pidfiles(pidfiles[:1])  # not before: a start that fails must leave the running server's alone
+        run_hooks(settings.hooks.as_root, "as-root")
         warning = privileges.drop(identity)
-        write_pidfile(pidfiles[1])
+        write_pidfiles(pidfiles[1:])
+        run_hooks(settings.hooks.as_user, "as-user")
+        run_hooks(settings.hooks.master_start, "master-start")
         _process.become_subreaper()
-        if settings.titles.automatic:
-            _process.set_title(master_title(settings))
+        set_title(settings)
         said = [*said, *([warning] if warning else [])]
+        prepared = Prepared(
+            listeners,
+            health,
+            control,
+            fifo,
+            descriptors,
+            said,
+            notifier,
+            reread,
+            log_file,
+            lambda: redirect_log(log_file),
+            lambda: write_pidfiles(pidfiles),
+            set_title,
+        )
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(serve(settings, listeners, descriptors, said))
+            code = runner.run(serve(settings, prepared))
+        for hook in settings.hooks.as_user_atexit:
+            try:
+                hooks.run([hook], "as-user-atexit")
+            except hooks.HookError as error:
+                say_if_possible(str(error))
+        return code
     finally:
-        for line in sockets.tidy(listeners, unlink=settings.sockets.vacuum):
+        for one in (control, fifo):
+            if one is not None:
+                one.remove()
+        for line in sockets.tidy([*listeners, *health], unlink=settings.sockets.vacuum):
             say_if_possible(line)
         if settings.sockets.vacuum:
             remove_pidfiles(pidfiles)
 
 
-async def serve(
-    settings: Settings, listeners: list[sockets.Listener], descriptors: tuple[int, int], said: list[str]
-) -> int:
-    return await Master(settings, listeners, descriptors, said).run()
+async def serve(settings: Settings, prepared: Prepared) -> int:
+    return await Master(settings, prepared).run()
+
+
+def run_hooks(wanted: tuple[str, ...], where: str) -> None:
+    try:
+        hooks.run(wanted, where)
+    except hooks.HookError as error:
+        raise StartError(str(error)) from None
 
 
 def redirect_log(path: str | None) -> None:
@@ -89,13 +140,17 @@ def leave_terminal() -> None:
     os.close(null)
 
 
-def write_pidfile(path: str | None) -> None:
-    if path is None:
-        return
-    try:
-        Path(path).write_text(f"{os.getpid()}\n")
-    except OSError as error:
-        raise StartError(f"pidfile {path}: {error.strerror}") from error
+def write_pidfiles(paths: list[str | None]) -> None:
+    """All that can be written. Raises StartError for the others."""
+    failed = []
+    for path in paths:
+        try:
+            if path is not None:
+                Path(path).write_text(f"{os.getpid()}\n")
+        except OSError as error:
+            failed.append(f"pidfile {path}: {error.strerror}")
+    if failed:
+        raise StartError("; ".join(failed))
 
 
 def remove_pidfiles(paths: list[str | None]) -> None:
@@ -147,6 +202,11 @@ def check_descriptors(needed: int) -> None:
             f"so many processes and threads need {needed} descriptors, the limit is {limit} "
             f"(ulimit -n, LimitNOFILE= or, as root, max-fd raise it)"
         )
+
+
+def set_title(settings: Settings) -> None:
+    if settings.titles.automatic:
+        _process.set_title(master_title(settings))
 
 
 def master_title(settings: Settings) -> str:

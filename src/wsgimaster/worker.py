@@ -4,6 +4,7 @@ Runs in: the worker (settle_in and load_application also in the zygote). Imports
 """
 
 import atexit
+import io
 import mmap
 import os
 import resource
@@ -13,8 +14,8 @@ import threading
 import traceback
 from typing import Any, NoReturn
 
-from wsgimaster import _process, _serve, loader
-from wsgimaster.errors import EXIT_NO_APP, AppLoadError, RequestTimeout
+from wsgimaster import _process, _serve, hooks, loader
+from wsgimaster.errors import EXIT_CHECK_FAILED, EXIT_NO_APP, AppLoadError, RequestTimeout
 
 # The version of uWSGI whose interface is kept; applications compare it.
 UWSGI_VERSION = b"2.0.31"
@@ -35,8 +36,8 @@ def settle_in(plan: dict[str, Any], role: str) -> None:
     _process.set_title(title(plan, role))
 
 
-# Signals that reach a whole process group or cgroup (Ctrl-C, systemd): they are the master's to act on.
-OURS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Signals that reach a whole process group or cgroup (Ctrl-C, Ctrl-Z, systemd): they are the master's to act on.
+OURS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP)
 
 
 class LeaveToMaster:
@@ -110,14 +111,23 @@ def run(
         _process.set_title(title(plan, f"worker {number}"))
         bind_to_processors(plan, number)
         set_limits(plan)
+        hooks.run(plan["hooks"]["post_fork"], "post-fork")
         if application is None:
             _serve.say_alive(channels[0])  # loading may take as long as it likes; without it, READY is the sign of life
             application = load_in_worker(plan, number)
+        if plan["check"]:
+            _serve.say_alive(channels[0])  # it may take as long as the reload
+            check(plan, application)
+        hooks.run(plan["hooks"]["accepting"], "accepting")
+        if number == 1:
+            hooks.run(plan["hooks"]["accepting1"], "accepting1")
         _serve.expect_the_worst(tracebacks, plan["master"])
         serve(plan, slot, number, channels, board, application)
         status = 0
     except SystemExit as leaving:
         status = leaving.code if isinstance(leaving.code, int) else 1
+    except hooks.HookError as error:
+        print(f"*** worker {number}: {error}", file=sys.stderr)
     except _serve.ChannelLost as error:
         # The channels are unusable: requests can't come any more, so don't wait for the application's threads.
         os.write(2, f"worker {number}: {error}; leaving\n".encode())
@@ -168,6 +178,40 @@ def load_in_worker(plan: dict[str, Any], number: int) -> Any:
     if application is None and plan["lazy"] and number == 1:
         say_that_nothing_is_served()
     return application or no_application
+
+
+def check(plan: dict[str, Any], application: Any) -> None:
+    """`reload-check`: the application has to answer this request, or the worker ends."""
+    host, _, path = plan["check"].partition("/")
+    path, _, query = path.partition("?")
+    environ = base_environ(plan, 0) | {
+        "PATH_INFO": f"/{path}",
+        "QUERY_STRING": query,
+        "REQUEST_URI": f"/{path}?{query}" if query else f"/{path}",
+        "SERVER_NAME": host or "localhost",
+        "HTTP_HOST": host or "localhost",
+        "HTTP_USER_AGENT": "wsgimaster reload-check",
+        "REMOTE_ADDR": "127.0.0.1",
+        "wsgi.input": io.BytesIO(),
+    }
+    answered: list[str] = []
+
+    def start_response(status: str, _headers: Any, exc_info: Any = None) -> Any:
+        if exc_info:
+            traceback.print_exception(*exc_info)
+        answered[:] = [status]
+        return lambda chunk: None
+
+    chunks = application(environ, start_response)
+    try:
+        for _ in chunks:
+            pass
+    finally:
+        getattr(chunks, "close", lambda: None)()
+    if not answered or answered[0][:1] not in ("2", "3"):
+        found = answered[0] if answered else "nothing"
+        sys.stderr.write(f"*** reload-check = {plan['check']} was answered with {found}; 2xx or 3xx is expected\n")
+        sys.exit(EXIT_CHECK_FAILED)
 
 
 def say_that_nothing_is_served() -> None:

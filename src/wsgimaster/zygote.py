@@ -86,13 +86,15 @@ class Zygote:
         kind = self.messages.Kind
         started = time.monotonic()
         watch = hazards.Watch()
+        self.run_hooks("pre_app")
         if not self.plan["lazy"]:
             with watch:
                 self.application = worker.load_application(self.plan)
-            if self.application is None and self.plan["required"]:
+            if self.application is None and (self.plan["required"] or self.plan["trial"]):
                 worker.leave(EXIT_NO_APP, "zygote", self.plan["exit_deadline"])  # half an application may not end
             if self.application is None:
                 worker.say_that_nothing_is_served()
+        self.run_hooks("post_app")
         gc.collect()
         if self.application is not None:
             complain(watch.report())
@@ -105,7 +107,17 @@ class Zygote:
                 os._exit(0)  # atexit handlers belong to workers
             message = self.messages.decode(data)
             if message.kind == kind.FORK:
-                self.fork(message.slot, message.number, descriptors)
+                self.fork(message.slot, message.number, message.proof, descriptors)
+
+    def run_hooks(self, phase: str) -> None:
+        """Whoever can't do what it was told to do, ends: others serve, or nobody does yet."""
+        from wsgimaster import hooks
+
+        try:
+            hooks.run(self.plan["hooks"][phase], phase.replace("_", "-"))
+        except hooks.HookError as error:
+            complain([f"*** {error}"])
+            os._exit(1)
 
     def receive(self) -> tuple[bytes, list[int]]:
         """One message and its descriptors, close-on-exec from the first moment.
@@ -120,7 +132,7 @@ class Zygote:
                 descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
         return data, list(descriptors)
 
-    def fork(self, slot: int, number: int, descriptors: list[int]) -> None:
+    def fork(self, slot: int, number: int, proof: bool, descriptors: list[int]) -> None:
         """The descriptors: the channels of the worker's cores, then the pipes for its output and its tracebacks."""
         from wsgimaster import _process, worker
 
@@ -131,7 +143,8 @@ class Zygote:
         else:
             if pid == 0:
                 self.control.close()
-                worker.run(self.plan, slot, number, descriptors, (self.board_fd, self.doorbell), self.application)
+                plan = {**self.plan, "required": True} if proof else {**self.plan, "check": None}
+                worker.run(plan, slot, number, descriptors, (self.board_fd, self.doorbell), self.application)
             self.say(self.messages.Kind.FORKED, slot, pid)
         for fd in descriptors:
             os.close(fd)

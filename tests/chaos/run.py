@@ -32,6 +32,7 @@ import deaths  # noqa: F401 - each of these registers its scenarios
 import outside  # noqa: F401
 import pressure  # noqa: F401
 import recycling  # noqa: F401
+import reloads  # noqa: F401
 import report
 import scaling  # noqa: F401
 import stuck  # noqa: F401

@@ -24,12 +24,15 @@ from wsgimaster.settings import (
     Algorithm,
     App,
     Cheaper,
+    Control,
     Harakiri,
+    Hooks,
     Identity,
     Logging,
     Processes,
     Protocol,
     Recycling,
+    Reloading,
     Settings,
     Sockets,
     Titles,
@@ -43,6 +46,9 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "recycling": Recycling,
     "cheaper": Cheaper,
     "titles": Titles,
+    "reloading": Reloading,
+    "control": Control,
+    "hooks": Hooks,
     "identity": Identity,
     "logging": Logging,
 }
@@ -52,8 +58,9 @@ SECTIONS: dict[str, type[BaseModel]] = {
 class Loaded:
     """What a configuration says.
 
-    action "version" or "help": print `text` and exit 0, there are no settings; "show-config": log `text` and
-    go on, as uWSGI does; None: start.
+    action "version" or "help": print `text` and exit 0, there are no settings; "stop", "reload", "pause", "ping": do
+    that to the server whose pidfile or address `text` is; "show-config": log `text` and go on, as uWSGI does; None:
+    start.
     """
 
     settings: Settings = field(default_factory=Settings)
@@ -84,6 +91,8 @@ def load(
             return Loaded(action="help", text=help_text(width))
         if option.names[0] == "version":
             return Loaded(action="version", text=f"wsgimaster {__version__}\n")
+        if option.kind is Kind.ACTION and option.state is State.WORKS:
+            return Loaded(action=option.names[0], text=assignment.value or "")
     system = system or System()
     gathered = gather(command_line, environ, cwd, system)
     build = _Build(gathered, Context(system, cwd))
@@ -323,7 +332,7 @@ class _Build:
             self.notes.add(
                 self._set_by("processes.limit_nproc"),
                 f"counts as {own}, which is what the server itself may have: {processes.processes} workers with"
-                f" {processes.threads} threads each, as many replacements, a zygote and a master",
+                f" {processes.threads} threads each, as many replacements, two zygotes during a reload, and a master",
             )
 
     def _refuse(self, index: int, assignment: Assignment, problem: str, hint: str | None = None) -> None:

@@ -42,11 +42,15 @@ class Kind(StrEnum):
     PATHS = "paths"
     VARIABLES = "variables"
     GROUPS = "groups"
+    HOOKS = "hooks"
+    COMMANDS = "shell commands"  # hooks with the verb exec
 
 
 NUMBERS = frozenset({Kind.INT, Kind.SIGNED, Kind.U64, Kind.U16, Kind.MEGABYTES, Kind.MILLISECONDS})
 FLAGS = frozenset({Kind.FLAG, Kind.CLEARED})
-LISTS = frozenset({Kind.LIST, Kind.SOCKETS, Kind.NETWORKS, Kind.PATHS, Kind.VARIABLES, Kind.GROUPS})
+LISTS = frozenset(
+    {Kind.LIST, Kind.SOCKETS, Kind.NETWORKS, Kind.PATHS, Kind.VARIABLES, Kind.GROUPS, Kind.HOOKS, Kind.COMMANDS}
+)
 
 
 class Argument(StrEnum):
@@ -80,6 +84,7 @@ class Option:
     field: str = ""  # the setting that a working option fills, "section.field"
     reason: str = ""  # why it is always on, or refused and what to use instead
     ours: bool = False  # uWSGI doesn't have it
+    reloadable: bool = True  # a reload changes it; else a restart does
 
 
 def _row(names: str, kind: Kind, state: State, help_: str, **more: str) -> Option:
@@ -87,12 +92,18 @@ def _row(names: str, kind: Kind, state: State, help_: str, **more: str) -> Optio
     natural = Argument.NONE if kind in FLAGS or kind is Kind.ACTION else Argument.REQUIRED
     argument = Argument(more["argument"]) if "argument" in more else natural
     field, reason, ours = more.get("field", ""), more.get("reason", ""), bool(more.get("ours"))
-    return Option(tuple(names.split()), kind, argument, state, help_, short, default, field, reason, ours)
+    fixed = bool(more.get("fixed"))
+    return Option(tuple(names.split()), kind, argument, state, help_, short, default, field, reason, ours, not fixed)
 
 
 def works(names: str, kind: Kind, field: str, help_: str, **more: str) -> Option:
     """Return the row of an option that fills a setting ("": it acts while the configuration is read)."""
     return _row(names, kind, State.WORKS, help_, field=field, **more)
+
+
+def fixed(names: str, kind: Kind, field: str, help_: str, **more: str) -> Option:
+    """Return the row of an option that works, but whose change takes a restart."""
+    return _row(names, kind, State.WORKS, help_, field=field, fixed="yes", **more)
 
 
 def always(names: str, kind: Kind, help_: str, reason: str, **more: str) -> Option:
@@ -157,28 +168,28 @@ ZERG = "reloads keep the listening sockets open"
 # fmt: off
 TABLE: dict[str, tuple[Option, ...]] = {
 "Listening": (
-    works("socket", Kind.SOCKETS, "sockets.addresses", "listen here for what `protocol` says", short="s"),
-    works("uwsgi-socket", Kind.SOCKETS, "sockets.addresses", "listen here for the uwsgi protocol"),
-    works("http-socket", Kind.SOCKETS, "sockets.addresses", "listen here for HTTP"),
-    works("http httprouter", Kind.SOCKETS, "sockets.addresses", "listen here for HTTP"),
-    works("http11-socket", Kind.SOCKETS, "sockets.addresses", "listen here for HTTP"),
-    works("protocol socket-protocol", TEXT, "sockets.addresses", "what `socket` speaks: uwsgi or http",
+    fixed("socket", Kind.SOCKETS, "sockets.addresses", "listen here for what `protocol` says", short="s"),
+    fixed("uwsgi-socket", Kind.SOCKETS, "sockets.addresses", "listen here for the uwsgi protocol"),
+    fixed("http-socket", Kind.SOCKETS, "sockets.addresses", "listen here for HTTP"),
+    fixed("http httprouter", Kind.SOCKETS, "sockets.addresses", "listen here for HTTP"),
+    fixed("http11-socket", Kind.SOCKETS, "sockets.addresses", "listen here for HTTP"),
+    fixed("protocol socket-protocol", TEXT, "sockets.addresses", "what `socket` speaks: uwsgi or http",
           default="uwsgi"),
-    works("abstract-socket", FLAG, "sockets.addresses", "take paths as abstract names", short="a"),
-    works("listen", INT, "sockets.waiting_limit", "requests that may wait for a worker, over all sockets",
+    fixed("abstract-socket", FLAG, "sockets.addresses", "take paths as abstract names", short="a"),
+    fixed("listen", INT, "sockets.waiting_limit", "requests that may wait for a worker, over all sockets",
           short="l", default="4096, or somaxconn if that is less"),
-    works("queue-timeout", INT, "sockets.queue_timeout", "seconds that a request may wait for a worker, then 503",
+    fixed("queue-timeout", INT, "sockets.queue_timeout", "seconds that a request may wait for a worker, then 503",
           default="for ever", ours="yes"),
-    works("chmod-socket chmod", MODE, "sockets.socket_mode", "octal permissions of unix sockets; bare: 666",
+    fixed("chmod-socket chmod", MODE, "sockets.socket_mode", "octal permissions of unix sockets; bare: 666",
           short="C", argument=OPTIONAL),
-    works("chown-socket", Kind.OWNER, "sockets.socket_owner", "owner of unix sockets, user[:group]"),
-    works("socket-timeout", INT, "sockets.timeout", "seconds to wait until a client sends or takes bytes",
+    fixed("chown-socket", Kind.OWNER, "sockets.socket_owner", "owner of unix sockets, user[:group]"),
+    fixed("socket-timeout", INT, "sockets.timeout", "seconds to wait until a client sends or takes bytes",
           short="z", default="4"),
-    works("buffer-size", U16, "sockets.buffer_size", "bytes that a request's variables or head may have",
+    fixed("buffer-size", U16, "sockets.buffer_size", "bytes that a request's variables or head may have",
           short="b", default="65535"),
-    works("allow-from", Kind.NETWORKS, "sockets.allow_from", "networks that may send uwsgi requests over TCP",
+    fixed("allow-from", Kind.NETWORKS, "sockets.allow_from", "networks that may send uwsgi requests over TCP",
           ours="yes"),
-    works("forwarded-allow", Kind.NETWORKS, "sockets.forwarded_allow",
+    fixed("forwarded-allow", Kind.NETWORKS, "sockets.forwarded_allow",
           "networks whose X-Forwarded-Proto is believed", ours="yes"),
     later("suwsgi-socket ssl-socket", LIST, "listen for the uwsgi protocol in TLS: addr,cert,key"),
     later("https-socket", LIST, "listen for HTTP in TLS: addr,cert,key"),
@@ -361,7 +372,7 @@ TABLE: dict[str, tuple[Option, ...]] = {
     works("wsgi-file file", TEXT, "app.file", "Python file with the application"),
     works("callable", TEXT, "app.callable", "name of the application in the module or file",
           default="application"),
-    works("chdir", TEXT, "app.chdir", "directory to work in"),
+    fixed("chdir", TEXT, "app.chdir", "directory to work in"),
     works("pythonpath python-path pp", Kind.PATHS, "app.pythonpath",
           "directory for sys.path, may hold * and ?; the last one comes first"),
     works("home virtualenv venv pyhome", TEXT, "app.home", "virtual environment", short="H"),
@@ -443,8 +454,8 @@ TABLE: dict[str, tuple[Option, ...]] = {
     refused("symcall-post-fork", LIST, "C symbol to call after a fork", NATIVE),
 ),
 "Processes and threads": (
-    works("processes workers", INT, "processes.processes", "worker processes", short="p", default="1"),
-    works("threads", INT, "processes.threads", "requests that each process runs at a time", default="1"),
+    fixed("processes workers", INT, "processes.processes", "worker processes", short="p", default="1"),
+    fixed("threads", INT, "processes.threads", "requests that each process runs at a time", default="1"),
     works("worker-reload-mercy", INT, "processes.reload_mercy", "seconds to end for a worker that is to stop",
           default="60"),
     works("exit-deadline", INT, "processes.exit_deadline",
@@ -452,10 +463,10 @@ TABLE: dict[str, tuple[Option, ...]] = {
     works("limit-as", MEGABYTES, "processes.limit_as", "MiB of address space per worker"),
     works("limit-nproc", INT, "processes.limit_nproc",
           "processes and threads that the user may have for a worker to start one more"),
-    works("max-fd", INT, "processes.max_fd", "descriptors per process", default="as inherited"),
-    works("dispatch", TEXT, "processes.dispatch",
+    fixed("max-fd", INT, "processes.max_fd", "descriptors per process", default="as inherited"),
+    fixed("dispatch", TEXT, "processes.dispatch",
           "auto: busy workers accept for themselves; push: the master sees every request", default="auto", ours="yes"),
-    works("dispatch-order", TEXT, "processes.dispatch_order", "which idle worker is next: warm or even",
+    fixed("dispatch-order", TEXT, "processes.dispatch_order", "which idle worker is next: warm or even",
           default="warm", ours="yes"),
     always("master", FLAG, "run a master process", "a master always runs", short="M"),
     always("enable-threads", FLAG, "let the application start threads", "it always may", short="T"),
@@ -466,7 +477,7 @@ TABLE: dict[str, tuple[Option, ...]] = {
     works("threads-stacksize thread-stacksize thread-stack-size threads-stack-size", INT,
           "processes.thread_stack_kib", "KiB of a thread's stack", default="as ulimit -s says"),
     works("cpu-affinity", INT, "processes.cpu_affinity", "processors per worker, in turn", default="all"),
-    works("prio", SIGNED, "processes.priority", "nice value of all processes", default="as inherited"),
+    fixed("prio", SIGNED, "processes.priority", "nice value of all processes", default="as inherited"),
     later("never-swap", FLAG, "keep all memory in RAM"),
     later("exit-on-reload", FLAG, "end instead of reloading"),
     later("skip-atexit", FLAG, "workers end without atexit functions"),
@@ -496,15 +507,15 @@ TABLE: dict[str, tuple[Option, ...]] = {
     works("procname-append", TEXT, "titles.append", "text behind every title"),
 ),
 "Identity and start": (
-    works("uid", USER, "identity.uid", "user to become, name or number"),
-    works("gid", GROUP, "identity.gid", "group to become, name or number"),
-    works("add-gid", Kind.GROUPS, "identity.extra_groups", "one more group"),
-    works("no-initgroups", CLEARED, "identity.initgroups", "don't take the user's other groups"),
-    works("umask", OCTAL, "identity.umask", "octal umask", default="as inherited"),
-    works("daemonize", Kind.LOG, "identity.daemonize", "go to the background, log to this file", short="d"),
-    works("pidfile", Kind.FILE, "identity.pidfile", "file for the master's process number"),
-    works("pidfile2", Kind.FILE, "identity.pidfile_late", "the same, written as the user to become"),
-    works("vacuum", FLAG, "sockets.vacuum", "remove unix sockets and pidfiles at the end"),
+    fixed("uid", USER, "identity.uid", "user to become, name or number"),
+    fixed("gid", GROUP, "identity.gid", "group to become, name or number"),
+    fixed("add-gid", Kind.GROUPS, "identity.extra_groups", "one more group"),
+    fixed("no-initgroups", CLEARED, "identity.initgroups", "don't take the user's other groups"),
+    fixed("umask", OCTAL, "identity.umask", "octal umask", default="as inherited"),
+    fixed("daemonize", Kind.LOG, "identity.daemonize", "go to the background, log to this file", short="d"),
+    fixed("pidfile", Kind.FILE, "identity.pidfile", "file for the master's process number"),
+    fixed("pidfile2", Kind.FILE, "identity.pidfile_late", "the same, written as the user to become"),
+    fixed("vacuum", FLAG, "sockets.vacuum", "remove unix sockets and pidfiles at the end"),
     always("master-as-root", FLAG, "the master stays root", "what needs root is done before it drops it"),
     always("drop-after-init", FLAG, "stay root a little longer", "what needs root is done before"),
     refused("drop-after-apps", FLAG, "load the application as root", "the application never runs as root"),
@@ -514,9 +525,10 @@ TABLE: dict[str, tuple[Option, ...]] = {
     later("safe-pidfile", TEXT, "pidfile, written after the preparations"),
     later("safe-pidfile2", TEXT, "pidfile, written when workers run"),
     always("die-on-term", FLAG, "SIGTERM stops instead of reloading", "it always stops, gracefully"),
-    refused("stop", ACTION, "stop the server of this pidfile", "use kill -TERM", argument=REQUIRED),
-    refused("reload", ACTION, "reload the server of this pidfile", "use kill -HUP", argument=REQUIRED),
-    refused("pause suspend resume", ACTION, "pause the server of this pidfile", NOT_YET, argument=REQUIRED),
+    works("stop", ACTION, "", "stop the server of this pidfile, gracefully, and end", argument=REQUIRED),
+    works("reload", ACTION, "", "reload the server of this pidfile, and end", argument=REQUIRED),
+    works("pause suspend resume", ACTION, "", "pause the server of this pidfile, or let it go on, and end",
+          argument=REQUIRED),
     refused("chroot", TEXT, "directory to become the root", ISOLATION),
     refused("pivot-root pivot_root", TEXT, "new and old root", ISOLATION),
     refused("cap", TEXT, "capabilities to keep", ISOLATION),
@@ -570,7 +582,7 @@ TABLE: dict[str, tuple[Option, ...]] = {
     works("cheaper-overload", U64, "cheaper.overload",
           "spare: rounds; busyness: seconds of a window; backlog: waiting requests", default="3"),
     works("cheaper-idle", INT, "cheaper.idle_rounds", "spare2: seconds before an idle worker ends", default="10"),
-    works("cheaper-queue-wait", MILLISECONDS, "cheaper.queue_wait",
+    fixed("cheaper-queue-wait", MILLISECONDS, "cheaper.queue_wait",
           "milliseconds; a request that waits for longer while all are busy makes workers start at once; 0: never",
           default="50", ours="yes"),
     works("cheaper-rss-limit-soft", U64, "cheaper.rss_soft", "bytes of all workers' memory from which none is added"),
@@ -630,13 +642,19 @@ TABLE: dict[str, tuple[Option, ...]] = {
     later("mule-harakiri", INT, "seconds that a mule's signal may take"),
 ),
 "Reloading and control": (
-    later("touch-reload", LIST, "file whose change reloads everything"),
-    later("touch-workers-reload", LIST, "file whose change restarts the workers"),
-    later("touch-chain-reload", LIST, "file whose change restarts the workers one by one"),
+    works("reload-surge", INT, "reloading.surge", "new workers that stand beside the old ones during a reload",
+          default="as many as memory has room for", ours="yes"),
+    works("reload-timeout", INT, "reloading.timeout", "seconds until the first new worker has to be ready",
+          default="120", ours="yes"),
+    works("reload-check", TEXT, "reloading.check",
+          "[host]/path that the first new worker must answer before it serves", ours="yes"),
+    fixed("touch-reload", LIST, "control.touch_reload", "file whose change reloads everything"),
+    fixed("touch-workers-reload", LIST, "control.touch_workers", "file whose change restarts the workers"),
+    fixed("touch-chain-reload", LIST, "control.touch_chain", "file whose change restarts the workers one by one"),
     later("touch-mules-reload", LIST, "file whose change restarts the mules"),
     later("touch-spoolers-reload", LIST, "file whose change restarts the spoolers"),
-    later("touch-logrotate", LIST, "file whose change rotates the log"),
-    later("touch-logreopen", LIST, "file whose change opens the log again"),
+    fixed("touch-logrotate", LIST, "control.touch_rotate", "file whose change rotates the log"),
+    fixed("touch-logreopen", LIST, "control.touch_reopen", "file whose change opens the log again"),
     later("touch-exec", LIST, "file and the command that its change runs"),
     later("touch-signal", LIST, "file and the uwsgi signal that its change raises"),
     later("hook-touch", LIST, "file and the action of its change"),
@@ -648,14 +666,20 @@ TABLE: dict[str, tuple[Option, ...]] = {
     later("propagate-touch", FLAG, "changes of one application reload all"),
     later("check-mountpoint mountpoint-check check-mount mount-check", LIST,
           "file system without which the server ends"),
-    later("master-fifo", LIST, "named pipe for commands"),
+    fixed("master-fifo", LIST, "control.fifos", "named pipe for commands of one letter"),
+    fixed("health", Kind.SOCKETS, "control.health", "listen here for /-/live and /-/ready, over HTTP", ours="yes"),
+    works("drain-delay", INT, "processes.drain_delay",
+          "seconds after SIGTERM in which requests are still taken, while the server says that it isn't ready",
+          ours="yes"),
+    fixed("control-socket", TEXT, "control.socket", "unix socket for wsgimaster reload, stop, workers and so on",
+          default="an abstract name that they find by themselves", ours="yes"),
     refused("signal", TEXT, "send a uwsgi signal to another server", NOT_YET),
 ),
 "Logging": (
     works("disable-logging", CLEARED, "logging.requests", "no line per request", short="L"),
     works("log-4xx", FLAG, "logging.requests_4xx", "but one for each status 400 to 499"),
     works("log-5xx", FLAG, "logging.requests_5xx", "but one for each status 500 to 599"),
-    works("logto", Kind.LOG, "logging.file", "log to this file", default="stderr"),
+    fixed("logto", Kind.LOG, "logging.file", "log to this file", default="stderr"),
     later("logto2", TEXT, "log to this file, opened as the user to become"),
     later("log-format logformat", TEXT, "template of the line per request"),
     later("log-format-strftime logformat-strftime", FLAG, "%(ftime) in it follows log-date"),
@@ -864,21 +888,33 @@ TABLE: dict[str, tuple[Option, ...]] = {
     later("websockets-max-size websocket-max-size", U64, "KiB of a message", default="1024"),
 ),
 "Hooks": (
-    *later_each("hook-asap hook-pre-jail hook-post-jail hook-in-jail hook-as-root hook-as-user hook-pre-app "
-                "hook-post-app", LIST, "action:args at that moment of the start"),
-    later("hook-as-user-atexit", LIST, "action:args at the end"),
-    later("hook-post-fork", LIST, "action:args in each new worker"),
-    later("hook-accepting", LIST, "action:args in each ready worker"),
-    later("hook-accepting1", LIST, "action:args in the first worker when it is ready"),
+    fixed("hook-asap", Kind.HOOKS, "hooks.asap", "action:args at once"),
+    fixed("hook-pre-jail", Kind.HOOKS, "hooks.as_root", "action:args before the drop of privileges"),
+    fixed("hook-in-jail", Kind.HOOKS, "hooks.as_root", "action:args before the drop of privileges"),
+    fixed("hook-post-jail", Kind.HOOKS, "hooks.as_root", "action:args before the drop of privileges"),
+    fixed("hook-as-root", Kind.HOOKS, "hooks.as_root", "action:args before the drop of privileges"),
+    fixed("hook-as-user", Kind.HOOKS, "hooks.as_user", "action:args after the drop of privileges"),
+    works("hook-pre-app", Kind.HOOKS, "hooks.pre_app", "action:args before the application is loaded"),
+    works("hook-post-app", Kind.HOOKS, "hooks.post_app", "action:args after the application was loaded"),
+    fixed("hook-as-user-atexit", Kind.HOOKS, "hooks.as_user_atexit", "action:args at the end"),
+    works("hook-post-fork", Kind.HOOKS, "hooks.post_fork", "action:args in each new worker"),
+    works("hook-accepting", Kind.HOOKS, "hooks.accepting", "action:args in each worker that is about to be ready"),
+    works("hook-accepting1", Kind.HOOKS, "hooks.accepting1", "action:args in the first worker, then"),
     later("hook-accepting-once", LIST, "action:args in each worker, once"),
     later("hook-accepting1-once", LIST, "action:args in the first worker, once"),
-    later("hook-master-start", LIST, "action:args in the master when it runs"),
+    fixed("hook-master-start", Kind.HOOKS, "hooks.master_start", "action:args in the master, as it begins"),
     *later_each("hook-as-mule hook-as-gateway", LIST, "action:args in each such process"),
     *refused_each("hook-emperor-start hook-emperor-stop hook-emperor-reload hook-emperor-lost hook-as-vassal "
                   "hook-as-emperor exec-as-vassal exec-as-emperor", LIST, "action around vassals", EMPEROR),
-    *later_each("exec-asap exec-pre-jail exec-post-jail exec-in-jail exec-as-root exec-as-user exec-pre-app "
-                "exec-post-app", LIST, "shell command at that moment of the start"),
-    later("exec-as-user-atexit", LIST, "shell command at the end"),
+    fixed("exec-asap", Kind.COMMANDS, "hooks.asap", "shell command at once"),
+    fixed("exec-pre-jail", Kind.COMMANDS, "hooks.as_root", "shell command before the drop of privileges"),
+    fixed("exec-in-jail", Kind.COMMANDS, "hooks.as_root", "shell command before the drop of privileges"),
+    fixed("exec-post-jail", Kind.COMMANDS, "hooks.as_root", "shell command before the drop of privileges"),
+    fixed("exec-as-root", Kind.COMMANDS, "hooks.as_root", "shell command before the drop of privileges"),
+    fixed("exec-as-user", Kind.COMMANDS, "hooks.as_user", "shell command after the drop of privileges"),
+    works("exec-pre-app", Kind.COMMANDS, "hooks.pre_app", "shell command before the application is loaded"),
+    works("exec-post-app", Kind.COMMANDS, "hooks.post_app", "shell command after the application was loaded"),
+    fixed("exec-as-user-atexit", Kind.COMMANDS, "hooks.as_user_atexit", "shell command at the end"),
     *refused_each("call-asap call-pre-jail call-post-jail call-in-jail call-as-root call-as-user "
                   "call-as-user-atexit call-pre-app call-post-app call-as-vassal call-as-vassal1 "
                   "call-as-vassal3 call-as-emperor call-as-emperor1 call-as-emperor2 call-as-emperor4", LIST,
@@ -923,8 +959,8 @@ TABLE: dict[str, tuple[Option, ...]] = {
                   "legion-skew-tolerance legion-lord legion-unlord legion-setup legion-death legion-join "
                   "legion-node-joined legion-node-left legion-quorum legion-scroll legion-scroll-max-size "
                   "legion-scroll-list-max-size", LIST, "member of a cluster", CLUSTER),
-    refused("ping", TEXT, "ask another server whether it lives", OWN_TOOLS),
-    refused("ping-timeout", INT, "seconds to wait for its answer", OWN_TOOLS, default="3"),
+    works("ping", ACTION, "", "ask the server at this uwsgi address whether it lives, and end", argument=REQUIRED),
+    refused("ping-timeout", INT, "seconds to wait for its answer", "a ping waits for 3 seconds", default="3"),
     refused("nagios", FLAG, "the same, for Nagios", OWN_TOOLS),
     *router_family("fastrouter", "post-buffering post-buffering-dir quiet cheap subscription-slot "
                    "resubscribe resubscribe-bind uid gid fallback-on-no-key subscription-fallback-key"),

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_network
 
+from wsgimaster import hooks
 from wsgimaster.config.addresses import parse_address
 from wsgimaster.config.options import Kind, Option
 from wsgimaster.config.system import System
@@ -150,6 +151,23 @@ def read_networks(_: Option, text: str | None, __: Context) -> Read:
     return tuple(networks), ""
 
 
+def read_texts(_: Option, text: str | None, __: Context) -> Read:
+    if not text:
+        raise ValueError("expected a text, found nothing")
+    return (text,), ""
+
+
+def read_hook(_: Option, text: str | None, __: Context) -> Read:
+    hooks.parse(text or "")
+    return (text or "",), ""
+
+
+def read_command(_: Option, text: str | None, __: Context) -> Read:
+    if not text:
+        raise ValueError("expected a shell command, found nothing")
+    return (f"exec:{text}",), ""
+
+
 def read_paths(_: Option, text: str | None, context: Context) -> Read:
     """Read a path with shell wildcards; without a match it stands for itself, as for uWSGI."""
     matches = context.system.expand_glob(text or "", context.cwd) if re.search(r"[*?[]", text or "") else []
@@ -230,6 +248,9 @@ READERS: dict[Kind, Callable[[Option, str | None, Context], Read]] = {
     Kind.LOG: read_log_file,
     Kind.SOCKETS: read_sockets,
     Kind.NETWORKS: read_networks,
+    Kind.LIST: read_texts,
+    Kind.HOOKS: read_hook,
+    Kind.COMMANDS: read_command,
     Kind.PATHS: read_paths,
     Kind.VARIABLES: read_variable,
     Kind.USER: read_user,

@@ -33,6 +33,7 @@ class Memory:
     hurried_at: float | None = None  # when workers were added for those who had waited for too long
     served: int = 0  # the total, when it last grew
     served_at: float | None = None
+    target: int | None = None  # workers, that somebody has asked for
     refused: bool = False  # memory had no room for all that were wanted, the last time
 
 
@@ -60,6 +61,8 @@ def decide(settings: Cheaper, sample: Sample, held: room.Memory, memory: Memory,
     elif settings.idle and sample.workers and now - memory.served_at > settings.idle:
         why = f"workers have been inactive for more than {settings.idle} seconds"
         return Decision(-sample.workers, why, all_end=True), memory
+    if memory.target is not None:
+        return _towards(memory.target, settings, sample, held, memory)
     if not settings.minimum or not sample.wanted:
         return NOTHING, memory
     if sample.workers > 1 and (why := room.excess(settings, held)):
@@ -104,7 +107,7 @@ def hurry(settings: Cheaper, sample: Sample, held: room.Memory, memory: Memory, 
         return _short_of(space, Decision(wanted, why), NOTHING, replace(memory, hurried_at=now))
     also, own = ALGORITHMS[settings.algorithm].added(settings, memory.algorithm, now)
     refused = memory.refused and change < wanted
-    memory = replace(memory, algorithm=own, hurried_at=now, refused=refused)
+    memory = replace(memory, algorithm=own, hurried_at=now, refused=refused, target=None)
     return _add(settings, Decision(change, why, also), memory, now)
 
 
@@ -119,6 +122,21 @@ def _end(decision: Decision, sample: Sample, before: Memory, after: Memory, now:
     if left := flapping.remaining(before.missed, now):
         return Decision(0, f"{decision.why}, but workers stay for {left:.0f} more second(s)"), after
     return _if_idle(decision, sample, before, replace(after, missed=flapping.ended(before.missed, now)))
+
+
+def _towards(
+    target: int, settings: Cheaper, sample: Sample, held: room.Memory, memory: Memory
+) -> tuple[Decision, Memory]:
+    """What somebody has asked for, as far as memory and idle workers go: the algorithm rests until it is there."""
+    reached = replace(memory, target=None)
+    change, why = target - sample.wanted, f"{target} were asked for"
+    if change > 0:
+        space = room.room(settings, held)
+        fits = min(change, sample.spawnable, space.workers)
+        later = reached if held.known or fits == change else memory  # the others when it is known what one needs
+        return Decision(fits, why if fits == change else f"{why}, {space.why}"), later
+    idle = sample.workers - sample.coming - sample.busy
+    return (Decision(-min(-change, idle), why), memory) if change else (NOTHING, reached)
 
 
 def _if_idle(decision: Decision, sample: Sample, before: Memory, after: Memory) -> tuple[Decision, Memory]:

@@ -114,6 +114,17 @@ def leave(asked):
     os._exit(3)
 
 
+hoard = []
+
+
+@route
+def grow(asked):
+    """Hold so many MiB from now on."""
+    if not hoard:
+        hoard.append(bytearray(b"x") * (int(asked["mb"]) << 20))
+    work(asked)
+
+
 @route
 def eat(asked):
     """More memory than `limit-as` allows."""
