@@ -42,6 +42,7 @@ def options(*more: str) -> str:
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     with Server(options()) as server:
+        server.wait_log("spawned uWSGI worker", 2)
         yield server
 
 

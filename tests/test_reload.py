@@ -614,7 +614,7 @@ LETTERS: dict[str, Callable[[Deployed], object]] = {
     "Q": lambda deployed: deployed.server.wait_exit(),
     "p": lambda deployed: deployed.server.wait_log("paused"),
     "pp": lambda deployed: deployed.server.wait_log("resumed"),
-    "s": lambda deployed: deployed.server.wait_log(r"^worker 2 \(pid: \d+, generation 1\): ready, 0 requests served"),
+    "s": lambda deployed: deployed.server.wait_log(r"^worker 2 \(pid: \d+, generation 1\): ready, \d+ requests served"),
     "-": lambda deployed: deployed.server.wait_log(r"^cheaper: 2 -> 1 workers: 1 were asked for"),
     "C": lambda deployed: deployed.server.wait_log("cheaped", 2),
     "P": lambda deployed: wait_until((deployed.server.directory / "pid").exists),

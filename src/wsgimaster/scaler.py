@@ -83,10 +83,11 @@ class Scaler:
         self.memory, self.needed = replace(self.memory, target=target), True
 
     async def room(self) -> int:
-        """How many more workers memory has room for."""
+        """How many more workers memory has room for, beside those that serve. If none of these has served a request,
+        what they hold by now has to do."""
         async with self.one_looks:
             held = await asyncio.to_thread(self.workers_memory.look, self.requests(), True)
-        return room.room(self.settings, held).workers
+        return room.room(self.settings, replace(held, known=True)).workers
 
     def requests_wait(self) -> None:
         """Somebody waits: look soon, if that may make a worker start."""
