@@ -84,7 +84,8 @@ class Commands:
             signal.SIGUSR2: lambda: master.log.say("SIGUSR2 means nothing here; nothing changes"),
         }
         for number, letter in hooks.signals(master.settings.hooks.master_start).items():
-            handlers[signal.Signals(number)] = self.letters[letter]
+            if (number, letter) != (signal.SIGTERM, "q"):  # what many write for uWSGI: here it is so anyway
+                handlers[signal.Signals(number)] = self.letters[letter]
         for number, handler in handlers.items():
             master.loop.add_signal_handler(number, handler)
 
@@ -137,7 +138,7 @@ class Commands:
 
     async def _reload(self, message: dict[str, Any]) -> dict[str, Any]:
         kinds = {str(kind): kind for kind in (Reload.GRACEFUL, Reload.WORKERS, Reload.CHAIN)}
-        kind = kinds.get(message.get("kind", "graceful"))
+        kind = kinds.get(str(message.get("kind", "graceful")))
         if kind is None:
             raise CommandError(f"there is no reload of the kind {message['kind']!r}; there are {', '.join(kinds)}")
         task = self.reload(kind, f"{kind} reload asked for")
