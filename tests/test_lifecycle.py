@@ -822,6 +822,26 @@ def test_brutal_means_a_second():
     assert story.do(Tick(1), after=1) == [Kill(1)]
 
 
+def test_brutal_stays_brutal_when_another_reload_takes_its_place():
+    story = Story(1).serving()
+    story.reload(Reload.WORKERS, brutal=True)
+    story.reload(Reload.GRACEFUL, ticket=8)
+    story.do(ZygoteLoaded(3))
+    story.ready(2)
+    assert story.do(Tick(1), after=1) == [Kill(1)]
+
+
+def test_the_zygote_comes_sooner_when_the_last_worker_has_died():
+    story = Story(1).serving()
+    for generation in range(1, 8):
+        story.do(ZygoteGone(generation, -9), after=0.1)
+        story.do(Tick(0), after=30)
+    story.do(ZygoteGone(8, -9), after=0.1)
+    assert story.overseer.wake_at == story.now + 30
+    story.do(WorkerGone(1, -9, 5), after=5)
+    assert story.overseer.wake_at <= story.now + 1
+
+
 def test_cheaper_goes_on_during_a_switch():
     """Stale workers end first, and new ones are of the new generation."""
     story = Story(4, initial=3).serving()

@@ -637,9 +637,8 @@ class Overseer:
     def _cheaped(self, slot: Slot, now: float) -> list[Effect]:
         if slot.phase is not Phase.READY:
             return []
-        post = self.posts[slot.number - 1]
-        self.wanted -= not post.off
-        slot.cheaped = post.off = True
+        slot.cheaped = self.posts[slot.number - 1].off = True
+        self.wanted -= 1
         return self._leave(slot, now)
 
     # ---- recycling ----
