@@ -3,7 +3,9 @@
 WSGIMASTER_SANITIZE=address builds them with AddressSanitizer (see `make asan`).
 """
 
+import hashlib
 import os
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, find_packages, setup
@@ -16,13 +18,23 @@ if sanitizer := os.environ.get("WSGIMASTER_SANITIZE"):
 else:
     FLAGS += ["-g0"]  # Python's own flags ask for debugging symbols: three quarters of the wheel
 
+# What master, zygotes and workers share. An upgrade while they run may keep the workers if it is the same (upgrading.py).
+SHARED = ("src/wsgimaster/_layout.pxd", "src/wsgimaster/messages.py")
+LAYOUT = hashlib.sha256(b"".join(Path(path).read_bytes() for path in SHARED)).hexdigest()[:16]
+
 setup(
     packages=find_packages("src"),
     package_dir={"": "src"},
     package_data={"wsgimaster": ["*.pyi", "*.pxd", "py.typed"]},
     ext_modules=cythonize(
         [
-            Extension(f"wsgimaster.{path[4:-4]}", [path], extra_compile_args=FLAGS, extra_link_args=LINK)
+            Extension(
+                f"wsgimaster.{path[4:-4]}",
+                [path],
+                define_macros=[("WSGIMASTER_LAYOUT", f'"{LAYOUT}"')],
+                extra_compile_args=FLAGS,
+                extra_link_args=LINK,
+            )
             for path in ("src/_proto.pyx", "src/_front.pyx", "src/_serve.pyx", "src/_process.pyx")
         ],
         include_path=["src"],

@@ -274,6 +274,15 @@ NO_ANSWER = -1
 # nginx's lingering_time.
 cdef uint64_t LINGER_NS = 30 * 1_000_000_000ULL
 
+cdef extern from *:
+    const char *WSGIMASTER_LAYOUT
+
+# Of the build: what stands in memory and in messages between master, zygotes and workers (setup.py). Workers of another
+# layout can't be taken over by this master.
+LAYOUT = WSGIMASTER_LAYOUT.decode()
+READY = MESSAGE_READY
+
+
 def board_bytes(size_t cores):
     """The scoreboard's size in bytes. Raises ValueError beyond its largest number of cores."""
     if not 0 < cores <= BOARD_MAX_CORES:
@@ -318,7 +327,7 @@ cdef class Front:
     timeout: seconds without progress that a client may take for its head. waiting_limit: requests in the queue;
     queue_timeout: seconds that they may wait there, 0 for ever. queue_wait: the seconds that `waits` will be asked
     about. pull: whether cores accept for themselves; most_waiting:
-    how many idle ones wait for connections. allow_from, forwarded_allow: settings.prefix_of each network.
+    how many idle ones wait for connections. taken_over: the scoreboard is another master's (take_up). allow_from, forwarded_allow: settings.prefix_of each network.
     read_http_head(head, fd, limit): see http1.read_head. events: the master's object, see `Events` in _front.pyi.
     """
 
@@ -389,7 +398,7 @@ cdef class Front:
 
     def __cinit__(self, memory, int cores, int threads, int doorbell, *, int buffer_size, double timeout, int waiting_limit,
                   double queue_timeout, double queue_wait, bint even, bint pull, int most_waiting, allow_from,
-                  forwarded_allow, events, read_http_head):
+                  forwarded_allow, events, read_http_head, bint taken_over=False):
         cdef unsigned char[::1] view = memory
         self.memory = memory
         self.board = <BoardHead *>&view[0]
@@ -403,8 +412,9 @@ cdef class Front:
         self.timeout_ns = <uint64_t>(timeout * 1e9)
         self.waiting_limit = waiting_limit
         self.queue_timeout_ns = <uint64_t>(queue_timeout * 1e9)
-        # Another half for each start, so that an id found in old logs isn't taken for a new one.
-        self.board.last_id = self.seen_id = <uint64_t>int.from_bytes(os.urandom(4), "big") << 32
+        if not taken_over:  # another half for each start, so that an id found in old logs isn't taken for a new one
+            self.board.last_id = <uint64_t>int.from_bytes(os.urandom(4), "big") << 32
+        self.seen_id = self.board.last_id
         self.even = even
         self.pull, self.most_waiting = pull, most_waiting
         self.board.waiters = <uint32_t>most_waiting
@@ -1367,6 +1377,77 @@ cdef class Front:
         else:
             self.linger(fd)
         return 0
+
+    # ---- upgrade: from the master before exec to the one after it ----
+
+    def hand_over(self):
+        """Everything that take_up needs, as plain values (bytes as latin-1): connections, cores, and the descriptors of
+        both. Nothing changes here."""
+        cdef Core *k
+        cdef int fd, core, state
+        cdef list fds = [], connections = [], cores = []
+        for state in (HEAD, QUEUED, LINGER):
+            fd = self.chain(state).first
+            while fd >= 0:
+                connections.append(self.as_values(fd))
+                fd = self.connections[fd].next
+        for core in range(self.core_count):
+            k = &self.cores[core]
+            if k.state == ABSENT:
+                continue
+            if k.client >= 0:
+                connections.append(self.as_values(k.client))
+            fds += [k.channel, k.far]
+            cores.append([core, k.state, k.channel, k.far, k.client, k.seq, k.request, k.pushed_ns, k.waited_ns, k.condemned,
+                          PyBytes_FromStringAndSize(<char *>k.kept, k.kept_bytes).decode("latin-1"), k.drops_told,
+                          k.unasked, k.asked])
+        fds += [values[0] for values in connections]
+        return {"fds": fds, "connections": connections, "cores": cores, "passed_on": self.passed_on, "own": self.n_own,
+                "counters": [self.n_accepted, self.n_pushed, self.n_queued, self.n_refused, self.n_taken_back,
+                             self.n_clients_gone, self.n_answered]}
+
+    cdef list as_values(self, int fd):
+        cdef Connection *c = &self.connections[fd]
+        text = PyBytes_FromStringAndSize(<char *>c.bytes, c.have).decode("latin-1") if c.have else ""
+        return [fd, c.state, c.listener, c.trusted, c.id, c.began_ns, c.since_ns, c.content_length, text]
+
+    def take_up(self, values):
+        """Go on where hand_over was called. The listeners have been added, in the same order."""
+        cdef Connection *c
+        cdef Core *k
+        cdef int fd, core, state, client
+        cdef bytes text
+        for fd, state, listener, trusted, id, began_ns, since_ns, content_length, text_of in values["connections"]:
+            c = self.open(fd, listener, id)
+            c.trusted, c.began_ns, c.content_length = trusted, began_ns, content_length
+            text = text_of.encode("latin-1")
+            if text:
+                self.keep(fd, text, len(text))
+            c.state, c.since_ns = state, since_ns
+            if state == RUNNING:
+                self.running += 1
+                continue
+            self.link(fd)
+            if state != QUEUED:
+                self.watch_client(fd)
+        for (core, state, channel, far, client, seq, request, pushed_ns, waited_ns, condemned, kept, drops_told, unasked,
+             asked) in values["cores"]:
+            k = &self.cores[core]
+            k.channel, k.far, k.client, k.seq, k.request = channel, far, client, seq, request
+            k.pushed_ns, k.waited_ns, k.condemned, k.drops_told = pushed_ns, waited_ns, condemned, drops_told
+            k.unasked, k.asked = unasked, asked
+            text = kept.encode("latin-1")
+            self.keep_copy(k, text, len(text))
+            self.asked += k.asked
+            self.set_core(core, state)
+            k.busy_ns = self.slots[core].running_ns
+            self.watch(k.channel, CHANNEL, core, EPOLLIN)
+        self.passed_on, self.n_own = values["passed_on"], values["own"]
+        (self.n_accepted, self.n_pushed, self.n_queued, self.n_refused, self.n_taken_back, self.n_clients_gone,
+         self.n_answered) = values["counters"]
+        self.look_anew = True
+        self.collect_finished()
+        self.before_sleeping()
 
     # ---- cores: what the master tells us ----
 

@@ -1,9 +1,11 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from mmap import mmap
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 Prefix = tuple[bytes, int]  # settings.prefix
 NO_ANSWER: int
+LAYOUT: str
+READY: int  # a message's kind: the core serves from now on
 
 class HeadError(Exception):
     status: int
@@ -63,7 +65,10 @@ class Front:
         forwarded_allow: Sequence[Prefix],
         events: Events,
         read_http_head: Callable[[bytes, int, int], tuple[bytes, int, bool]],
+        taken_over: bool = False,
     ) -> None: ...
+    def hand_over(self) -> dict[str, Any]: ...
+    def take_up(self, values: Mapping[str, Any]) -> None: ...
     def on_ready(self) -> None: ...
     def add_listener(self, fd: int, name: str, *, http: bool, local: bool) -> int: ...
     def accept_rest(self, number: int) -> bool: ...

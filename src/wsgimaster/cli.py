@@ -19,8 +19,12 @@ if TYPE_CHECKING:
     from wsgimaster.config.load import Loaded
     from wsgimaster.settings import Settings
 
+    Reread = Callable[[], tuple[Settings, list[str]]]
+
 OLDEST_KERNEL = (5, 10)
-OPERATIONS = frozenset({"reload", "stop", "workers", "recycle", "scale", "pause", "resume"})  # for one that runs
+OPERATIONS = frozenset(
+    {"reload", "stop", "workers", "recycle", "scale", "pause", "resume", "upgrade"}
+)  # for one that runs
 
 
 def main() -> NoReturn:
@@ -54,8 +58,9 @@ def run(arguments: list[str]) -> int:
     try:
         if arguments[:1] == ["simulate"]:
             return simulate(arguments[1:])
+        purpose, _, memory = os.environ.pop("WSGIMASTER_HANDOVER", "").partition(" ")  # handover.VARIABLE
         environ, directory = dict(os.environ), os.getcwd()
-        given = "LISTEN_FDS" in environ  # sockets, by systemd
+        given = "LISTEN_FDS" in environ or bool(purpose)  # sockets, by systemd, or by the master that we were
         system = System()  # once: %t and %u mean the same at a reload
         loaded = load(arguments, environ, directory, system, serves=not given)
     except ConfigErrors as errors:
@@ -72,7 +77,13 @@ def run(arguments: list[str]) -> int:
 
     if loaded.action in ("stop", "reload", "pause", "ping"):
         return operate_as_uwsgi(loaded.action, loaded.text)
-    return serve(loaded, reread)
+    try:
+        if purpose:
+            return go_on(loaded, reread, directory, purpose, int(memory))
+        return serve(loaded, reread, directory)
+    except StartError as error:
+        print(f"wsgimaster: {error}", file=sys.stderr)
+        return 1
 
 
 def simulate(arguments: list[str]) -> int:
@@ -109,15 +120,25 @@ def operate_as_uwsgi(action: str, target: str) -> int:
     return operate.signal_pidfile(target, operate.SIGNALS[action])
 
 
-def serve(loaded: Loaded, reread: Callable[[], tuple[Settings, list[str]]]) -> int:
+def serve(loaded: Loaded, reread: Reread, directory: str) -> int:
     # Only now: --help and a wrong option shouldn't have to wait for the event loop's library.
     from wsgimaster import startup
 
-    try:
-        return startup.run(loaded.settings, [*loaded.warnings, *loaded.text.splitlines()], reread)
-    except StartError as error:
-        print(f"wsgimaster: {error}", file=sys.stderr)
-        return 1
+    return startup.run(loaded.settings, [*loaded.warnings, *loaded.text.splitlines()], reread, directory)
+
+
+def go_on(loaded: Loaded, reread: Reread, directory: str, purpose: str, memory: int) -> int:
+    """We are started by a master that is to be upgraded (upgrading.py), or we are that one, after exec."""
+    from wsgimaster import handover
+
+    state = handover.read(memory)
+    if purpose == handover.PROOF:
+        from wsgimaster import proving
+
+        return proving.prove(loaded.settings, state)
+    from wsgimaster import startup
+
+    return startup.resume(loaded.settings, state, reread, directory)
 
 
 def unsupported_system(platform: str, release: str) -> str | None:

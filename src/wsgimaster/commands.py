@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from wsgimaster import events, hooks
+from wsgimaster import __version__, events, hooks
 from wsgimaster.control import CommandError
 from wsgimaster.events import Reload
 from wsgimaster.lifecycle import Phase, Stopping
@@ -62,6 +62,7 @@ class Commands:
             "scale": self._scale,
             "pause": self._pause,
             "resume": self._resume,
+            "upgrade": self._upgrade,
         }
 
     def obey(self, letter: str) -> None:
@@ -109,6 +110,10 @@ class Commands:
         task.add_done_callback(lambda _: over())
         return task
 
+    def finish_upgrade(self) -> None:
+        """We are the new version; now the workers are to be of it, too."""
+        self.master.upgrader.task = self.reload(Reload.WORKERS)
+
     def toggle_pause(self) -> None:
         self.pause(not self.paused)
 
@@ -152,6 +157,16 @@ class Commands:
             "generation": generation,
             "serving": workers,
             "said": f"generation {generation} serves with {workers} worker(s)",
+        }
+
+    async def _upgrade(self, _: dict[str, Any]) -> dict[str, Any]:
+        """Answered by the master after exec, if it comes to that."""
+        if error := await self.master.upgrader.upgrade():
+            raise CommandError(error)
+        generation, workers = self.master.overseer.generation, self.master.overseer.crew()[0]
+        return {
+            "version": __version__,
+            "said": f"version {__version__} serves: generation {generation}, {workers} worker(s)",
         }
 
     async def _stop(self, message: dict[str, Any]) -> dict[str, Any]:

@@ -55,6 +55,14 @@ class ControlSocket:
         if path is not None:
             self._bind(path, owner)
 
+    @classmethod
+    def inherited(cls, path: str | None, fd: int, inode: tuple[int, int]) -> "ControlSocket":
+        """One that listens already."""
+        made = cls(None, (-1, -1))
+        made.socket.close()
+        made.path, made.inode, made.socket = path, inode, socket.socket(fileno=fd)
+        return made
+
     def _bind(self, path: str, owner: tuple[int, int]) -> None:
         try:
             sockets.remove_stale(path)

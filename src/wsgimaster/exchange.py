@@ -30,7 +30,7 @@ class Exchange:
         self.loop = asyncio.get_running_loop()
         self.spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self.heard: dict[socket.socket, bytes] = {}  # conversations in which nothing was answered yet
-        self.answering: set[asyncio.Task[None]] = set()
+        self.answering: dict[asyncio.Task[None], tuple[socket.socket, bytes]] = {}
         self.loop.add_reader(listening.fileno(), self._accept)
 
     def close(self) -> None:
@@ -50,12 +50,22 @@ class Exchange:
             if error.errno in SHORT_OF:
                 self._make_room()
             return
+        self.take_up(connection, b"")
+
+    def take_up(self, connection: socket.socket, heard: bytes) -> None:
+        """Listen to somebody, who may have said something already."""
         connection.setblocking(False)
         if len(self.heard) >= MOST:
             self._forget(next(iter(self.heard)))
-        self.heard[connection] = b""
+        self.heard[connection] = heard
         self.loop.add_reader(connection.fileno(), self._hear, connection)
         self.loop.call_later(self.patience, self._lose_patience, connection)
+        if self.end in heard:
+            self._begin_answer(connection)
+
+    def conversations(self) -> list[tuple[int, bytes]]:
+        """All that aren't over: the descriptor, and what was said so far."""
+        return [(one.fileno(), heard) for one, heard in [*self.heard.items(), *self.answering.values()]]
 
     def _make_room(self) -> None:
         """Somebody gets the spare descriptor; the next one has to wait until there is one again."""
@@ -89,9 +99,10 @@ class Exchange:
 
     def _begin_answer(self, connection: socket.socket) -> None:
         self.loop.remove_reader(connection.fileno())
-        task = self.loop.create_task(self._say(connection, self.heard.pop(connection)))
-        self.answering.add(task)
-        task.add_done_callback(self.answering.discard)
+        heard = self.heard.pop(connection)
+        task = self.loop.create_task(self._say(connection, heard))
+        self.answering[task] = (connection, heard)
+        task.add_done_callback(self.answering.pop)
 
     async def _say(self, connection: socket.socket, heard: bytes) -> None:
         with connection, contextlib.suppress(OSError, TimeoutError):

@@ -82,6 +82,12 @@ class Monitor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._killed: set[int] = set()  # pids of workers that a task is about to kill
 
+    @property
+    def ending(self) -> bool:
+        """Whether it is about to end a request."""
+        now = time.monotonic()
+        return bool(self._tasks) or any(kill_at > now for _, kill_at in self._softened.values())
+
     async def watch(self) -> None:
         """For ever. Wakes at the next deadline, and ten times a second while requests run, else never."""
         while True:

@@ -700,12 +700,10 @@ class Overseer:
     def _proof_gone(self, slot: Slot, status: int, now: float) -> list[Effect]:
         pid, number = slot.pid, slot.number
         self._empty(slot)
-        reasons = {EXIT_NO_APP: "it has no application", EXIT_CHECK_FAILED: "it did not pass reload-check"}
-        why = reasons.get(status, explain(status))
         return [
             Forget(slot.place),
             Say(buried(number, pid, status, cheaped=False)),
-            *self._give_up(f"its first worker ended before it was ready: {why}", now),
+            *self._give_up(why_no_proof(status), now),
         ]
 
     def _stop(self, fast: bool, now: float) -> list[Effect]:
@@ -817,6 +815,12 @@ def _start_code(status: int) -> int:
 def explain(status: int) -> str:
     """An exit code, or minus a signal, in words."""
     return f"killed by signal {-status}" if status < 0 else f"exit code {status}"
+
+
+def why_no_proof(status: int) -> str:
+    """How the first worker of a generation has ended: exit code, or minus a signal."""
+    reasons = {EXIT_NO_APP: "it has no application", EXIT_CHECK_FAILED: "it did not pass reload-check"}
+    return f"its first worker ended before it was ready: {reasons.get(status, explain(status))}"
 
 
 def buried(number: int, pid: int, status: int, cheaped: bool) -> str:

@@ -44,7 +44,7 @@ class LogWriter:
         self._gap_end = 0  # number of the newest entry that was dropped
         self._untold_requests = self._untold_others = 0  # of the dropped lines
         self._cut = False  # the last line in the log lacks its end
-        self._failing = self._closing = False
+        self._failing = self._closing = self._writing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
@@ -72,6 +72,17 @@ class LogWriter:
             self._changed.notify()
         self._thread.join(seconds)
 
+    def flush(self, seconds: float) -> bytes:
+        """Until everything is written, but no longer than this; returns the lines that aren't, which are the caller's
+        from then on."""
+        with self._changed:
+            self._changed.wait_for(lambda: not (self._requests or self._others or self._writing), seconds)
+            left = sorted([*self._requests, *self._others])
+            self._requests.clear()
+            self._others.clear()
+            self._waiting_bytes = 0
+        return b"".join(entry.lines for entry in left)
+
     def _count_as_dropped(self, entry: Entry, lost: bytes) -> None:
         lines = lost.count(b"\n")
         if entry.requests:
@@ -87,8 +98,11 @@ class LogWriter:
     def _run(self) -> None:
         while True:
             with self._changed:
+                self._writing = False
+                self._changed.notify_all()  # flush
                 self._changed.wait_for(self._has_work)
                 gap, taken = self._take()
+                self._writing = True
                 if not any(gap) and not taken:
                     return
             head = b"\n" * self._cut + (gap_line(*gap) if any(gap) else b"")
@@ -169,21 +183,21 @@ class LineAssembler:
     """A process's output, cut into whole lines: pieces of two processes' lines never mix."""
 
     def __init__(self) -> None:
-        self._partial = bytearray()  # of one line
+        self.partial = bytearray()  # of a line that hasn't ended
 
     def feed(self, data: bytes) -> bytes:
         """The lines that are complete now, b"" when none is. No data: the end, and what is left becomes a line."""
         if not data:
-            return self._cut() if self._partial else b""
+            return self._cut() if self.partial else b""
         end = data.rfind(b"\n") + 1  # only the new piece is searched: a long line may come in many
         if not end:
-            self._partial += data
-            return self._cut() if len(self._partial) > PARTIAL_LIMIT_BYTES else b""
-        lines = bytes(self._partial) + data[:end]
-        self._partial = bytearray(data[end:])
+            self.partial += data
+            return self._cut() if len(self.partial) > PARTIAL_LIMIT_BYTES else b""
+        lines = bytes(self.partial) + data[:end]
+        self.partial = bytearray(data[end:])
         return lines
 
     def _cut(self) -> bytes:
-        line = bytes(self._partial) + b"\n"
-        self._partial = bytearray()
+        line = bytes(self.partial) + b"\n"
+        self.partial = bytearray()
         return line

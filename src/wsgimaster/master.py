@@ -19,12 +19,25 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wsgimaster import __version__, events, harakiri, http1, lifecycle, machine, messages, processes, sockets, wakeups
+from wsgimaster import (
+    __version__,
+    events,
+    harakiri,
+    http1,
+    lifecycle,
+    machine,
+    messages,
+    processes,
+    sockets,
+    upgrading,
+    wakeups,
+)
 from wsgimaster._front import NO_ANSWER, Front, Request
 from wsgimaster.commands import Commands
 from wsgimaster.control import Control, ControlSocket
 from wsgimaster.errors import StartError
 from wsgimaster.events import Effect, Event
+from wsgimaster.handover import State
 from wsgimaster.health import Health
 from wsgimaster.lifecycle import Overseer
 from wsgimaster.log import LogWriter
@@ -38,6 +51,7 @@ from wsgimaster.scoreboard import Scoreboard
 from wsgimaster.settings import Dispatch, Order, Settings, prefix_of
 from wsgimaster.systemd import Notifier
 from wsgimaster.triggers import Fifo, TouchFiles
+from wsgimaster.upgrading import Origin, Upgrader
 
 TICK = 0.1  # seconds between looks at timeouts and finished cores, while anything is open
 HOUSEKEEPING = 1.0  # seconds between looks for orphans that fell to us
@@ -66,7 +80,13 @@ async def keep_going(
 
 
 class Prepared(NamedTuple):
-    """What start-up has done, and what only it knows how to do again."""
+    """What start-up has done, and what only it knows how to do again.
+
+    state: of the master that we were before exec, None at a start.
+    """
+
+    origin: Origin
+    state: State | None
 
     listeners: list[sockets.Listener]
     health: list[sockets.Listener]
@@ -92,7 +112,8 @@ class Master:
         self.log = LogWriter(2)
         self.threads = settings.processes.threads
         cores = lifecycle.slots_for(settings.processes.processes) * self.threads
-        self.board = Scoreboard(cores)
+        state = prepared.state
+        self.board = Scoreboard(cores, None if state is None else (state.board, state.doorbell))
         self.cpus = machine.cpus()
         self.reserve = processes.Reserve(self.threads)
         self.waiting_limit, warning = sockets.waiting_limit(settings.sockets.waiting_limit, sockets.largest_backlog())
@@ -115,6 +136,7 @@ class Master:
             forwarded_allow=[prefix_of(network) for network in settings.sockets.forwarded_allow],
             events=self,
             read_http_head=http1.read_head,
+            taken_over=state is not None,
         )
         self.overseer = Overseer(settings)
         self.harakiri = harakiri.Monitor(
@@ -137,6 +159,7 @@ class Master:
             self.log.say,
         )
         self.reloader = Reloader(prepared.configuration, self.overseer, self.handle, self.log.say)
+        self.upgrader = Upgrader(self, prepared.origin)
         self.zygotes: dict[int, Zygote] = {}  # by generation
         self.workers: dict[int, Child] = {}  # by slot
         self.pipes: dict[int, list[int]] = {}  # output and tracebacks of workers whose pid isn't known yet, by slot
@@ -169,7 +192,9 @@ class Master:
     async def run(self) -> int:
         """From the first zygote to the last log line; returns the exit code."""
         self.commands.watch_signals()
-        self._banner()
+        state = self.prepared.state
+        if state is None:
+            self._banner()
         self.loop.set_exception_handler(self._report_defect)
         sys.unraisablehook = self._report_unraisable
         for listener in self.listeners:
@@ -179,7 +204,7 @@ class Master:
         self.loop.add_reader(self.front.epoll_fd, self.front.on_ready)
         self.loop.call_later(HOUSEKEEPING, self._housekeep)
         self.keep_watching()
-        if said := self.prepared.control.listen():
+        if state is None and (said := self.prepared.control.listen()):
             self.log.say(said)
         self.control = Control(self.prepared.control.socket, self.commands.by_name, self._report_command)
         self.health = Health([one.socket for one in self.prepared.health], self.unready)
@@ -187,7 +212,12 @@ class Master:
             self._feed_watchdog()
         if self.fifo is not None:
             self.loop.add_reader(self.fifo.fd, self._hear_fifo)
-        self._perform(self.overseer.start())
+        if state is None:
+            self._perform(self.overseer.start())
+        else:
+            upgrading.resume(self, state)
+            self.commands.finish_upgrade()
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # they were blocked from before exec on
         try:
             return await self.exit_code
         finally:
@@ -240,6 +270,7 @@ class Master:
 
     def _end(self) -> None:
         """Whatever is left ends with us. Descriptors leave the loop before they are closed, or libuv aborts."""
+        self.upgrader.give_up()
         for zygote in self.zygotes.values():
             self.loop.remove_reader(zygote.control.fileno())
         for child in [*self.workers.values(), *(zygote.child for zygote in self.zygotes.values())]:
@@ -511,11 +542,15 @@ class Master:
             self.reloader.hear(generation, f"{error}\n".encode())
             self.loop.call_soon(self.handle, events.ZygoteGone(generation, 1))
             return
-        zygote = self.zygotes[generation] = Zygote(generation, child, control, settings)
         child.generation = generation
-        self._watch_output(child)
-        self.loop.add_reader(control.fileno(), self._hear_zygote, zygote)
-        self.loop.add_reader(child.pidfd, self._zygote_gone, zygote)
+        self.adopt_zygote(Zygote(generation, child, control, settings))
+
+    def adopt_zygote(self, zygote: Zygote) -> None:
+        """From now on we hear of it."""
+        self.zygotes[zygote.generation] = zygote
+        self._watch_output(zygote.child)
+        self.loop.add_reader(zygote.control.fileno(), self._hear_zygote, zygote)
+        self.loop.add_reader(zygote.child.pidfd, self._zygote_gone, zygote)
 
     def _hear_zygote(self, zygote: Zygote) -> None:
         while True:
@@ -605,12 +640,17 @@ class Master:
             return
         output, tracebacks = pipes
         generation = self.overseer.slots[slot - 1].generation
-        worker = self.workers[slot] = Child(pid, pidfd, output, tracebacks, generation)
+        worker = Child(pid, pidfd, output, tracebacks, generation)
         if generation in self.zygotes:
             worker.soft_signal = processes.soft_signal(self.zygotes[generation].settings)
-        self._watch_output(worker)
+        self.adopt_worker(slot, worker)
         self.handle(events.Forked(slot, pid, chance))
-        self.loop.add_reader(pidfd, self._worker_gone, slot, worker)
+
+    def adopt_worker(self, slot: int, worker: Child) -> None:
+        """From now on we hear of it."""
+        self.workers[slot] = worker
+        self._watch_output(worker)
+        self.loop.add_reader(worker.pidfd, self._worker_gone, slot, worker)
 
     def _worker_gone(self, slot: int, worker: Child) -> None:
         self.loop.remove_reader(worker.pidfd)
@@ -653,6 +693,7 @@ class Master:
     def _housekeep(self) -> None:
         """Reap orphans that fell to us (PID 1, subreaper): one by one, never a child that somebody waits for."""
         known = {child.pid for child in self.workers.values()} | {one.child.pid for one in self.zygotes.values()}
+        known |= {self.upgrader.proof.pid} if self.upgrader.proof is not None else set()
         while True:
             try:
                 found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)

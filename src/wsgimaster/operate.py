@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     kinds.add_argument("--chain", dest="kind", action="store_const", const="chain", help="one worker after the other")
     reload.set_defaults(kind="graceful")
     reload.add_argument("--wait", action="store_true", help="until the last new worker serves, or until it has failed")
+    command("upgrade", "Become the version that is installed now, and read everything anew; wait until that serves.")
     stop = command("stop", "Serve what has come, then end.")
     stop.add_argument("--fast", action="store_true", help="don't wait for requests")
     stop.add_argument("--wait", action="store_true", help="until the server has ended")
@@ -68,7 +69,7 @@ def run(arguments: list[str]) -> int:
             pidfd = os.pidfd_open(peer(connection)[0])
         except OSError as error:
             raise StartError(f"the server's process can't be watched: {error.strerror}") from error
-    waits = options.command == "reload" and options.wait
+    waits = options.command == "upgrade" or (options.command == "reload" and options.wait)
     answer = ask(connection, vars(options), None if waits else PATIENCE)
     if not answer["ok"]:
         print(printable(f"wsgimaster {options.command}: {answer.get('error')}"), file=sys.stderr)

@@ -250,6 +250,34 @@ def start_zygote(
     return Child(pid, pidfd, ours), control
 
 
+def start_proof(command: list[str], environment: dict[str, str], directory: str, state: int) -> Child:
+    """Exec the proof of an upgrade (proving.py), in this directory. state: a descriptor that it gets. Raises OSError."""
+    ours, output = output_pipe()
+    here = os.open(".", os.O_PATH | os.O_CLOEXEC)
+    try:
+        os.chdir(directory)
+        pid = os.posix_spawn(
+            command[0],
+            command,
+            environment,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, output, 1),
+                (os.POSIX_SPAWN_DUP2, output, 2),
+                (os.POSIX_SPAWN_DUP2, state, state),  # clears close-on-exec
+            ],
+            setsigmask=[],
+        )
+        return Child(pid, os.pidfd_open(pid), ours)
+    except OSError:
+        os.close(ours)
+        raise
+    finally:
+        os.fchdir(here)
+        os.close(here)
+        os.close(output)
+
+
 def descriptors_needed(settings: Settings) -> int:
     """How many the master opens before the first client: two per core, three per process, and some of its own.
 

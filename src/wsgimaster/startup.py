@@ -11,6 +11,8 @@ import asyncio
 import contextlib
 import os
 import resource
+import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,30 +21,32 @@ import uvloop
 from wsgimaster import _process, hooks, privileges, processes, sockets, systemd
 from wsgimaster.control import ControlSocket
 from wsgimaster.errors import StartError
+from wsgimaster.handover import State
 from wsgimaster.log import say_if_possible
 from wsgimaster.master import Master, Prepared
 from wsgimaster.settings import Settings
 from wsgimaster.triggers import Fifo
+from wsgimaster.upgrading import Origin
+
+Reread = Callable[[], tuple[Settings, list[str]]]
 
 
-def run(settings: Settings, said: list[str], reread: Callable[[], tuple[Settings, list[str]]]) -> int:
+def run(settings: Settings, said: list[str], reread: Reread, directory: str) -> int:
     """Serve until told to stop; returns the exit code.
 
-    said: lines to log first (warnings of the configuration); reread: the configuration as it is then. Raises
-    StartError where the machine refuses.
+    said: lines to log first (warnings of the configuration); reread: the configuration as it is then; directory: in
+    which we were started. Raises StartError where the machine refuses.
     """
     given = systemd.activated(os.environ, os.getpid())  # before daemonize: by then we are another process
     notifier = systemd.Notifier(os.environ)
     identity = settings.identity
     if identity.umask is not None:
         os.umask(identity.umask)
-    log_file = settings.logging.file or identity.daemonize
-    log_file = log_file and str(Path(log_file).absolute())  # it may be opened again, after chdir
+    log_file, pidfiles = paths_of(settings)
     redirect_log(log_file)
     run_hooks(settings.hooks.asap, "asap")
     if identity.daemonize is not None:
         leave_terminal()
-    pidfiles = [path and str(Path(path).absolute()) for path in (identity.pidfile, identity.pidfile_late)]
     listeners: list[sockets.Listener] = []
     health: list[sockets.Listener] = []
     control: ControlSocket | None = None
@@ -73,6 +77,8 @@ def run(settings: Settings, said: list[str], reread: Callable[[], tuple[Settings
         set_title(settings)
         said = [*said, *([warning] if warning else [])]
         prepared = Prepared(
+            Origin(tuple(sys.orig_argv[1:]), directory),
+            None,
             listeners,
             health,
             control,
@@ -86,26 +92,87 @@ def run(settings: Settings, said: list[str], reread: Callable[[], tuple[Settings
             lambda: write_pidfiles(pidfiles),
             set_title,
         )
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            code = runner.run(serve(settings, prepared))
-        for hook in settings.hooks.as_user_atexit:
-            try:
-                hooks.run([hook], "as-user-atexit")
-            except hooks.HookError as error:
-                say_if_possible(str(error))
-        return code
+        return serve(settings, prepared)
     finally:
-        for one in (control, fifo):
-            if one is not None:
-                one.remove()
-        for line in sockets.tidy([*listeners, *health], unlink=settings.sockets.vacuum):
-            say_if_possible(line)
-        if settings.sockets.vacuum:
-            remove_pidfiles(pidfiles)
+        tidy(settings, [*listeners, *health], [control, fifo], pidfiles)
 
 
-async def serve(settings: Settings, prepared: Prepared) -> int:
-    return await Master(settings, prepared).run()
+def resume(settings: Settings, state: State, reread: Reread, directory: str) -> int:
+    """The same after exec (upgrading.py): nothing is opened, all of it is there."""
+    log_file, pidfiles = paths_of(settings)
+    notifier = systemd.Notifier({})
+    notifier.restore(state.notifying.address, state.notifying.watchdog, state.notifying.is_ready)
+    listeners, health = (
+        [sockets.Listener(one.address, socket.socket(fileno=one.fd), one.inode) for one in some]
+        for some in (state.listeners, state.health)
+    )
+    control = ControlSocket.inherited(state.control.path, state.control.fd, state.control.inode)
+    owner = privileges.future_owner(settings.identity)
+    fifo = Fifo(settings.control.fifos, owner, state.fifo.fd, state.fifo.active) if state.fifo is not None else None
+    try:
+        if settings.app.chdir:
+            change_directory(settings.app.chdir)
+        _process.become_subreaper()
+        set_title(settings)
+        prepared = Prepared(
+            Origin(tuple(sys.orig_argv[1:]), directory),
+            state,
+            listeners,
+            health,
+            control,
+            fifo,
+            state.descriptors,
+            [],
+            notifier,
+            reread,
+            log_file,
+            lambda: redirect_log(log_file),
+            lambda: write_pidfiles(pidfiles),
+            set_title,
+        )
+        return serve(settings, prepared)
+    finally:
+        tidy(settings, [*listeners, *health], [control, fifo], pidfiles)
+
+
+def paths_of(settings: Settings) -> tuple[str | None, list[str | None]]:
+    """The log file and the pidfiles, from the root: they are used after chdir, too."""
+    identity = settings.identity
+    paths = (settings.logging.file or identity.daemonize, identity.pidfile, identity.pidfile_late)
+    log_file, *pidfiles = [path and str(Path(path).absolute()) for path in paths]
+    return log_file, pidfiles
+
+
+def serve(settings: Settings, prepared: Prepared) -> int:
+    """To the end, and what is to be done then; the exit code."""
+
+    async def run() -> int:
+        return await Master(settings, prepared).run()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        code = runner.run(run())
+    for hook in settings.hooks.as_user_atexit:
+        try:
+            hooks.run([hook], "as-user-atexit")
+        except hooks.HookError as error:
+            say_if_possible(str(error))
+    return code
+
+
+def tidy(
+    settings: Settings,
+    listeners: list[sockets.Listener],
+    files: list[ControlSocket | Fifo | None],
+    pidfiles: list[str | None],
+) -> None:
+    """What we leave behind: nothing that others would take for a server."""
+    for one in files:
+        if one is not None:
+            one.remove()
+    for line in sockets.tidy(listeners, unlink=settings.sockets.vacuum):
+        say_if_possible(line)
+    if settings.sockets.vacuum:
+        remove_pidfiles(pidfiles)
 
 
 def run_hooks(wanted: tuple[str, ...], where: str) -> None:

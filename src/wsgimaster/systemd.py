@@ -45,6 +45,11 @@ class Notifier:
         self.is_ready = self.stops = False
         self.reloads = 0
 
+    def restore(self, address: str, watchdog: float, is_ready: bool) -> None:
+        """Go on for a notifier that had the environment before us (upgrading.py)."""
+        self.address, self.watchdog, self.is_ready = address, watchdog, is_ready
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if address else None
+
     def tell(self, *lines: str) -> None:
         self.notes.append("\n".join(lines).encode())
         self.flush()

@@ -70,9 +70,10 @@ class Fifo:
     Raises StartError when it can't be made.
     """
 
-    def __init__(self, paths: tuple[str, ...], owner: tuple[int, int]) -> None:
-        self.paths, self.active, self.owner = paths, 0, owner
-        self.fd = self._open(paths[0])
+    def __init__(self, paths: tuple[str, ...], owner: tuple[int, int], fd: int = -1, active: int = 0) -> None:
+        """fd: of the active one, if it is open already."""
+        self.paths, self.active, self.owner = paths, active, owner
+        self.fd = fd if fd >= 0 else self._open(paths[active])
 
     def _open(self, path: str) -> int:
         try:

@@ -101,7 +101,7 @@ BREAK: dict[str, tuple[Callable[[Victim], None], str]] = {
         "RuntimeError: a broken deploy",
     ),
     "a syntax error in the ini": (
-        lambda server: append(server.directory / "uwsgi.ini", "\n[[[\nlisten\n"),
+        lambda server: append(server.directory / "uwsgi.ini", "\nlisten = many\n"),
         "uwsgi.ini:",
     ),
     "an import that hangs": (

@@ -1,0 +1,137 @@
+"""The proof: before the master becomes a new version by exec, a child of that version shows that it works. It reads the
+master's state and the configuration, loads the application and has one worker come up; then it ends.
+
+Exit code: 0 if the master can become this version, else 1, and the last lines of its output say why not.
+
+Runs in: a process of its own. It takes no connection, and touches nothing of the server's.
+"""
+
+import os
+import selectors
+import signal
+import socket
+import struct
+import time
+
+from wsgimaster import _process, messages, processes
+from wsgimaster._front import LAYOUT, READY
+from wsgimaster.config.reloadable import changes, fixed_values
+from wsgimaster.errors import EXIT_NO_APP, StartError
+from wsgimaster.handover import State
+from wsgimaster.lifecycle import explain, slots_for, why_no_proof
+from wsgimaster.messages import Kind, Message
+from wsgimaster.processes import Child
+from wsgimaster.scoreboard import Scoreboard
+from wsgimaster.settings import Settings
+
+
+def prove(settings: Settings, state: State) -> int:
+    """Returns the exit code. Raises StartError with the reason."""
+    _process.die_with_parent(signal.SIGKILL, os.getppid())
+    if state.layout != LAYOUT:
+        raise StartError(
+            f"version {state.version} shares memory with its workers in another way, so they can't be kept: a restart "
+            "is needed"
+        )
+    if found := changes(state.fixed, fixed_values(settings)):
+        raise StartError("\n".join(f"{one}: an upgrade can't change that, a restart does" for one in found))
+    Attempt(settings, state.descriptors).run()
+    return 0
+
+
+class Attempt:
+    """A zygote and a worker, as a reload tries them (lifecycle.py: Reloading), but one after the other and without a
+    loop."""
+
+    def __init__(self, settings: Settings, descriptors: tuple[int, int]) -> None:
+        self.settings = settings
+        threads = settings.processes.threads
+        board = Scoreboard(slots_for(settings.processes.processes) * threads)
+        plan = processes.plan_for_zygote(settings, descriptors)
+        plan["trial"] = True
+        environment = {**os.environ, **dict(settings.app.environment)}
+        self.zygote, self.control = processes.start_zygote(plan, environment, board.fd, board.doorbell)
+        self.worker: Child | None = None
+        self.channels: list[socket.socket] = []
+        self.ready = 0  # cores
+        self.selector = selectors.DefaultSelector()
+        for readable, act in {
+            self.zygote.output: self.relay,
+            self.control.fileno(): self.hear_zygote,
+            self.zygote.pidfd: self.zygote_gone,
+        }.items():
+            self.selector.register(readable, selectors.EVENT_READ, act)
+
+    def run(self) -> None:
+        """Until the worker is ready. Raises StartError if it doesn't get so far. (How long it may take is the master's to
+        say: it kills us.)"""
+        while self.ready < self.settings.processes.threads:
+            for key, _ in self.selector.select():
+                key.data()
+        self.control.close()
+        for channel in self.channels:
+            channel.close()  # the worker leaves
+        patience = time.monotonic() + self.settings.processes.exit_deadline
+        for child in [one for one in (self.worker, self.zygote) if one is not None]:
+            with selectors.DefaultSelector() as gone:
+                gone.register(child.pidfd, selectors.EVENT_READ)
+                if not gone.select(max(0.0, patience - time.monotonic())):
+                    child.kill()
+            child.reap()
+        self.relay()
+
+    def relay(self) -> None:
+        def write(lines: bytes) -> None:
+            os.write(2, lines)
+
+        if not self.zygote.take_output(write):
+            self.selector.unregister(self.zygote.output)
+
+    def hear_zygote(self) -> None:
+        data = self.control.recv(messages.SIZE)
+        if not data:  # it ends: zygote_gone says how
+            self.selector.unregister(self.control.fileno())
+            return
+        message = messages.decode(data)
+        match message.kind:
+            case Kind.LOADED:
+                self.fork()
+            case Kind.FORKED:
+                pidfd = os.pidfd_open(message.pid)
+                self.worker = Child(message.pid, pidfd, -1)
+                self.selector.register(pidfd, selectors.EVENT_READ, self.worker_gone)
+            case Kind.FORK_FAILED:
+                raise StartError(f"its first worker could not be forked: {os.strerror(message.error)}")
+
+    def fork(self) -> None:
+        """Ask for worker 1, the proof of its generation. It writes where we do."""
+        theirs = []
+        for _ in range(self.settings.processes.threads):
+            ours, far = processes.make_channel()
+            channel = socket.socket(fileno=ours)
+            self.channels.append(channel)
+            self.selector.register(channel, selectors.EVENT_READ, lambda channel=channel: self.hear_core(channel))
+            theirs.append(far)
+        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)  # for tracebacks that signals write
+        asked = messages.encode(Message(Kind.FORK, 1, 1, proof=True))
+        socket.send_fds(self.control, [asked], [*theirs, 2, nowhere])
+        for fd in (*theirs, nowhere):
+            os.close(fd)
+
+    def hear_core(self, channel: socket.socket) -> None:
+        data = channel.recv(1024)
+        if not data:
+            self.selector.unregister(channel)
+        elif struct.unpack_from("<H", data)[0] == READY:  # MessageHead.kind
+            self.ready += 1
+
+    def zygote_gone(self) -> None:
+        status = self.zygote.reap()
+        self.relay()
+        if status == EXIT_NO_APP:
+            raise StartError("the application could not be loaded")
+        raise StartError(f"the process that loads the application died ({explain(status)})")
+
+    def worker_gone(self) -> None:
+        assert self.worker is not None
+        raise StartError(why_no_proof(self.worker.reap()))
