@@ -9,6 +9,8 @@ import pwd
 import shutil
 import signal
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -216,3 +218,21 @@ def test_unknown_name_ends_the_start(start: Start, option: str, name: str) -> No
     server = start(options(f"{option} = {name}"), ready="nothing")
     assert server.wait_exit() == 1
     assert name in server.log()
+
+
+def test_an_upgrade_gives_nothing_back(start: Start, place: Path) -> None:
+    """It happens without root, and its log, pidfile and sockets are those that root has opened."""
+    server = start(options(f"uid = {USER}", f"gid = {USER}", "logto = server.log", "pidfile = pid"), where=place)
+    done = subprocess.run(
+        [sys.executable, "-m", "wsgimaster", "upgrade", "--pid", str(server.pid)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    user = str(ids(USER, USER)[0])
+    server.wait_log(r"worker \d buried", 2)
+    for process in server.processes():
+        assert status_field(process.pid, "Uid") == [user] * 4
+    assert uwsgi(server.address, "/hello").status == 200

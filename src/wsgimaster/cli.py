@@ -129,15 +129,11 @@ def serve(loaded: Loaded, reread: Reread, directory: str) -> int:
 
 def go_on(loaded: Loaded, reread: Reread, directory: str, purpose: str, memory: int) -> int:
     """We are started by a master that is to be upgraded (upgrading.py), or we are that one, after exec."""
-    from wsgimaster import handover
+    from wsgimaster import handover, proving, startup  # the proof imports all that the master will
 
     state = handover.read(memory)
     if purpose == handover.PROOF:
-        from wsgimaster import proving
-
         return proving.prove(loaded.settings, state)
-    from wsgimaster import startup
-
     return startup.resume(loaded.settings, state, reread, directory)
 
 

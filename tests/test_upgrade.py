@@ -1,0 +1,420 @@
+"""The upgrade: the master becomes what is installed now, without a dropped request, or stays what it is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from support.client import Connection, cgi, http, packet
+from support.deployed import WSGIMASTER, Deployed, Start
+from support.harness import APPS, free_port
+from support.wait import wait_until
+
+import wsgimaster
+from wsgimaster._front import LAYOUT
+
+NEW = "99.1"
+
+
+class Installed(Deployed):
+    """A server that runs a copy of the package, of which a test can install another version."""
+
+    def __init__(
+        self, start: Start, where: Path, *more: str, env: Mapping[str, str] | None = None, **others: object
+    ) -> None:
+        self.site = where / "site"
+        self.package = self.site / "wsgimaster"
+        shutil.copytree(Path(wsgimaster.__file__).parent, self.package, ignore=shutil.ignore_patterns("__pycache__"))
+        super().__init__(start, where, *more, env={"PYTHONPATH": str(self.site), **(env or {})}, **others)
+
+    def install(self, version: str = NEW) -> None:
+        initial = self.package / "__init__.py"
+        initial.write_text(initial.read_text().replace(wsgimaster.__version__, version))
+
+    def upgrade(self) -> subprocess.CompletedProcess[str]:
+        return self.operate("upgrade")
+
+    def starts(self, *command: str) -> subprocess.Popen[str]:
+        pidfile = str(self.server.directory / "pid")
+        words = [*WSGIMASTER, *command, "--pidfile", pidfile]
+        return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def gate(self, name: str = "gate") -> Path:
+        return self.where / name
+
+
+def succeeded(done: subprocess.CompletedProcess[str], workers: int = 2, generation: int = 2) -> bool:
+    said = f"version {NEW} serves: generation {generation}, {workers} worker(s)\n"
+    return (done.returncode, done.stdout, done.stderr) == (0, said, "")
+
+
+MODES = {
+    "auto": (),
+    "push": ("dispatch = push",),
+    "lazy": ("lazy-apps = true",),
+    "threads": ("threads = 3",),
+    "http": ("http-socket = http.sock",),
+}
+
+
+@pytest.mark.parametrize("more", MODES.values(), ids=MODES)
+def test_a_new_version_takes_over_under_load(start: Start, tmp_path: Path, more: tuple[str, ...]) -> None:
+    installed = Installed(start, tmp_path, *more)
+    pid, old = installed.server.pid, {worker.pid for worker in installed.server.workers()}
+    installed.install()
+    installed.deploy("VERSION = 'two'")
+    with installed.under_load() as bodies:
+        done = installed.upgrade()
+        assert succeeded(done), done
+        before = len(bodies)
+        wait_until(lambda: len(bodies) > before + 50)
+    assert {body.split()[0] for body in bodies[before + 10 :]} == {"two"}
+    assert (installed.server.pid, installed.server.running()) == (pid, True)
+    new = {worker.pid for worker in installed.server.wait_workers(2)}
+    assert new.isdisjoint(old)
+    installed.server.wait_log(rf"RE\)spawned uWSGI master process \(pid: {pid}\), from version \S+ to {NEW}")
+    assert "DAMN" not in installed.server.log()
+
+
+def test_one_upgrade_after_the_other(start: Start, tmp_path: Path) -> None:
+    """What was taken over can be handed over once more."""
+    installed = Installed(start, tmp_path, f"health = 127.0.0.1:{free_port()}", processes=3)
+    installed.install()
+    with installed.under_load():
+        for generation in (2, 3):
+            done = installed.upgrade()
+            assert done.returncode == 0, done
+            assert f"version {NEW} serves: generation {generation}" in done.stdout
+    installed.server.signal(signal.SIGTERM)
+    assert installed.server.wait_exit() == 0
+
+
+@pytest.mark.parametrize("more", [(), ("dispatch = push",), ("http-socket = http.sock",)], ids=["pull", "push", "http"])
+def test_who_is_being_served_or_waits_is_served(start: Start, tmp_path: Path, more: tuple[str, ...]) -> None:
+    """A request that runs, some that wait, one whose head isn't complete, one whose body isn't, and a connection that
+    has said nothing yet."""
+    installed = Installed(start, tmp_path, *more, processes=1)
+    address = installed.server.addresses[-1]
+    speaks_http = bool(more) and more[0].startswith("http")
+
+    def request(path: str, body: bytes = b"") -> bytes:
+        if speaks_http:
+            length = f"Content-Length: {len(body)}\r\n" if body else ""
+            return f"{'POST' if body else 'GET'} {path} HTTP/1.1\r\nHost: x\r\n{length}\r\n".encode() + body
+        return packet(cgi(path, "POST" if body else "GET", body)) + body
+
+    gated, plain, long = request(f"/gate?{installed.gate()}"), request("/"), request("/", b"x" * 100_000)
+    with (
+        Connection(address) as running,
+        Connection(address) as silent,
+        Connection(address) as half,
+        Connection(address) as uploading,
+    ):
+        running.send(gated)
+        wait_until(lambda: busy(installed) == 1)
+        half.send(plain[:20])
+        uploading.send(long[:30_000])
+        waiting = [Connection(address) for _ in range(3)]
+        for client in waiting:
+            client.send(plain)
+        installed.install()
+        done = installed.upgrade()
+        assert succeeded(done, 1), done
+        half.send(plain[20:])
+        uploading.send(long[30_000:])
+        silent.send(plain)
+        for client in (half, uploading, silent, *waiting):
+            assert client.answer().status == 200
+            client.close()
+        installed.gate().touch()
+        assert running.answer().text.startswith("one")
+
+
+def busy(installed: Installed) -> int:
+    """Requests that run."""
+    table = installed.operate("workers").stdout
+    return sum(int(line.split()[4]) for line in table.splitlines()[1:])
+
+
+def test_a_worker_that_dies_after_the_upgrade_is_answered_for(start: Start, tmp_path: Path) -> None:
+    """The new master has the descriptors of what the old one has pushed."""
+    installed = Installed(start, tmp_path, "dispatch = push", processes=1)
+    (worker,) = installed.server.workers()
+    with Connection(installed.server.address) as client:
+        client.send(packet(cgi(f"/gate?{installed.gate()}")))
+        wait_until(lambda: busy(installed) == 1)
+        assert installed.upgrade().returncode == 0
+        os.kill(worker.pid, signal.SIGKILL)
+        answer = client.answer()
+    assert answer.status == 502
+    (id_,) = installed.server.wait_log(r"request (\w{16}) \(GET /gate\S* from .*\) was answered 502")
+    assert answer.header("X-Request-Id") == id_[1]
+
+
+def test_harakiri_after_the_upgrade(start: Start, tmp_path: Path) -> None:
+    installed = Installed(start, tmp_path, "harakiri = 3", processes=1)
+    with Connection(installed.server.address) as client:
+        client.send(packet(cgi(f"/gate?{installed.gate()}")))
+        wait_until(lambda: busy(installed) == 1)
+        assert installed.upgrade().returncode == 0
+        assert client.answer().status == 504
+
+
+def test_the_zygote_that_was_taken_over_still_forks(start: Start, tmp_path: Path) -> None:
+    """The proof could load the application, but after exec it can't be loaded any more: the old generation goes on, with
+    the version that it is of, and its dead are replaced."""
+    installed = Installed(start, tmp_path)
+    seen = tmp_path / "seen"
+    installed.deploy(f"VERSION = 'two'; seen = Path({str(seen)!r}); assert not seen.exists(); seen.touch()")
+    done = installed.upgrade()
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "AssertionError" in done.stderr
+    installed.server.wait_log(r"RE\)spawned uWSGI master process")
+    for worker in installed.server.workers():
+        os.kill(worker.pid, signal.SIGKILL)
+        installed.server.wait_log(rf"DAMN ! worker {worker.number} \(pid: {worker.pid}\) died")
+    installed.server.wait_workers(2)
+    assert installed.versions() == {"one"}
+
+
+# ---- broken: nothing changes ----
+
+
+def damage(path: str, text: str) -> Callable[[Installed], object]:
+    return lambda installed: (installed.package / path).write_text(text)
+
+
+def other_layout(installed: Installed) -> None:
+    (library,) = installed.package.glob("_front*.so")
+    patched = library.read_bytes().replace(LAYOUT.encode(), b"0" * len(LAYOUT))
+    library.unlink()  # the old one is mapped by the server
+    library.write_bytes(patched)
+
+
+BROKEN: dict[str, tuple[Callable[[Installed], object], str]] = {
+    "code of ours that can't be read": (damage("cli.py", "def main(:"), "SyntaxError"),
+    "code of ours that fails late": (damage("zygote.py", "raise RuntimeError('broken')"), "RuntimeError: broken"),
+    "a package that is missing": (
+        lambda installed: (installed.site / "uvloop.py").write_text("raise ImportError('no uvloop here')"),
+        "no uvloop here",
+    ),
+    "an extension that is missing": (
+        lambda installed: next(installed.package.glob("_serve*.so")).unlink(),
+        "_serve",
+    ),
+    "a state that it doesn't understand": (
+        lambda installed: edit(installed.package / "handover.py", "    paused: bool\n", "    resting: bool\n"),
+        "this version can't take over from the one that runs (resting, paused): a restart is needed",
+    ),
+    "a layout that the workers don't have": (other_layout, "shares memory with its workers in another way"),
+    "an application that raises": (
+        lambda installed: installed.deploy("raise ValueError('x y z')"),
+        "ValueError: x y z",
+    ),
+    "an application that hangs": (
+        lambda installed: installed.deploy("time.sleep(60)"),
+        "it was not ready within 2 s (reload-timeout)",
+    ),
+    "a wrong configuration": (lambda installed: installed.configure("prcesses = 4", "strict = true"), "processes"),
+    "an option that the workers are bound to": (
+        lambda installed: installed.configure("threads = 7"),
+        "threads: 1 -> 7: an upgrade can't change that, a restart does",
+    ),
+}
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(("make", "told"), BROKEN.values(), ids=BROKEN)
+def test_what_is_broken_is_not_taken(
+    start: Start, tmp_path: Path, make: Callable[[Installed], object], told: str
+) -> None:
+    installed = Installed(start, tmp_path, "reload-timeout = 2")
+    workers = set(installed.server.workers())
+    make(installed)
+    with installed.under_load() as bodies:
+        done = installed.upgrade()
+    assert (done.returncode, done.stdout) == (1, "")
+    assert told in done.stderr
+    assert told in installed.server.log()
+    assert {body.split()[0] for body in bodies} == {"one"}
+    assert set(installed.server.workers()) == workers
+    shutil.rmtree(installed.site)
+    shutil.copytree(Path(wsgimaster.__file__).parent, installed.package)
+    installed.install()
+    installed.configure()
+    installed.deploy("VERSION = 'three'")
+    assert succeeded(installed.upgrade())
+    assert installed.versions() == {"three"}
+
+
+# ---- what happens meanwhile ----
+
+
+def test_two_who_ask_for_it_get_one(start: Start, tmp_path: Path) -> None:
+    installed = Installed(start, tmp_path)
+    installed.install()
+    for asked in [installed.starts("upgrade") for _ in range(2)]:
+        said, error = asked.communicate(timeout=60)
+        assert (asked.returncode, said) == (0, f"version {NEW} serves: generation 2, 2 worker(s)\n"), error
+    assert len(installed.server.wait_log(r"RE\)spawned uWSGI master")) == 1
+
+
+def test_a_reload_that_is_asked_for_meanwhile(start: Start, tmp_path: Path) -> None:
+    installed = Installed(start, tmp_path)
+    installed.deploy("VERSION = 'two'; time.sleep(1)")
+    upgrade = installed.starts("upgrade")
+    installed.server.wait_log("upgrade asked for")
+    reload = installed.starts("reload", "--wait")
+    for asked in (upgrade, reload):
+        _, error = asked.communicate(timeout=60)
+        assert asked.returncode == 0, error
+    assert installed.versions() == {"two"}
+
+
+def test_an_upgrade_that_is_asked_for_during_a_reload(start: Start, tmp_path: Path) -> None:
+    installed = Installed(start, tmp_path)
+    installed.deploy("VERSION = 'two'; time.sleep(1)")
+    reload = installed.starts("reload", "--wait")
+    installed.server.wait_log("generation 2 loads the application")
+    installed.install()
+    assert succeeded(installed.upgrade(), generation=3)
+    assert reload.wait(60) == 0
+    reload.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_meanwhile_ends_it(start: Start, tmp_path: Path, number: signal.Signals) -> None:
+    installed = Installed(start, tmp_path)
+    installed.deploy("time.sleep(60)")
+    upgrade = installed.starts("upgrade")
+    installed.server.wait_log("upgrade asked for")
+    installed.server.signal(number)
+    assert installed.server.wait_exit() == 0
+    upgrade.communicate(timeout=60)
+    assert upgrade.returncode == 1
+
+
+def test_signals_are_not_lost(start: Start, tmp_path: Path) -> None:
+    """Also those that come while nobody listens: between exec and the new program's loop."""
+    installed = Installed(start, tmp_path)
+    over = threading.Event()
+
+    def keep_signalling() -> None:
+        while not over.wait(0.001):
+            installed.server.signal(signal.SIGUSR1)
+
+    thread = threading.Thread(target=keep_signalling)
+    thread.start()
+    try:
+        assert installed.upgrade().returncode == 0
+    finally:
+        over.set()
+        thread.join()
+    installed.server.signal(signal.SIGHUP)
+    installed.server.wait_log("gracefully reloaded: generation 3")
+
+
+def test_a_pause_goes_on(start: Start, tmp_path: Path) -> None:
+    installed = Installed(start, tmp_path)
+    assert installed.operate("pause").returncode == 0
+    with Connection(installed.server.address) as client:
+        client.send(packet(cgi("/")))
+        assert installed.upgrade().returncode == 0
+        assert "paused" in installed.operate("workers").stdout
+        assert installed.operate("resume").returncode == 0
+        assert client.answer().status == 200
+
+
+def test_everything_else_goes_on(start: Start, tmp_path: Path) -> None:
+    port = free_port()
+    installed = Installed(start, tmp_path, f"health = 127.0.0.1:{port}", "vacuum = true", "logto = server.log")
+    with Connection(("127.0.0.1", port)) as probe:
+        probe.send(b"GET /-/ready HTTP/1.1\r\nHost: ")
+        assert installed.upgrade().returncode == 0
+        probe.send(b"x\r\n\r\n")
+        assert probe.answer().status == 200
+    assert http(("127.0.0.1", port), "/-/live").status == 200
+    installed.write("s")
+    installed.server.wait_log(r"^\*\*\* pid \d+, generation 2")
+    installed.write("l")
+    installed.write("q")
+    installed.server.wait_log("goodbye to uWSGI")
+    wait_until(lambda: {path.name for path in installed.server.directory.iterdir()} == {"server.log", "uwsgi.ini"})
+
+
+def test_a_control_socket_of_its_own(start: Start, tmp_path: Path) -> None:
+    installed = Installed(start, tmp_path, "control-socket = ctl")
+    path = str(installed.server.directory / "ctl")
+    for expected in ("generation 2", "generation 3"):
+        done = subprocess.run(
+            [*WSGIMASTER, "upgrade", "--control-socket", path], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert expected in done.stdout, done.stderr
+
+
+def test_a_cheap_server_wakes_up_again(start: Start, tmp_path: Path) -> None:
+    installed = Installed(start, tmp_path)
+    installed.write("C")
+    installed.server.wait_log("cheaped", 2)
+    assert installed.upgrade().returncode == 0
+    assert installed.version() == "one"
+
+
+def test_what_is_started_anew_is_found_where_it_was(start: Start, tmp_path: Path) -> None:
+    """The server was started with relative paths, and works in another directory."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    lines = [f"socket = 127.0.0.1:{free_port()}", f"pythonpath = {APPS}", "module = probe", f"chdir = {elsewhere}"]
+    (tmp_path / "uwsgi.ini").write_text("\n".join(["[uwsgi]", *lines]))
+    server = start(argv=["uwsgi.ini"], where=tmp_path, ready="nothing")
+    server.wait_log("spawned uWSGI worker 1")
+    command = [*WSGIMASTER, "upgrade", "--pid", str(server.pid)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert Path(f"/proc/{server.pid}/cwd").resolve() == elsewhere
+
+
+def test_the_service_manager_hears_of_it(start: Start, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.setblocking(False)
+        heard: list[str] = []
+
+        def hear() -> list[str]:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    heard.extend(manager.recv(4096).decode().split("\n"))
+            return heard
+
+        environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "2000000"}
+        installed = Installed(start, tmp_path, env=environment)
+        assert hear().count("READY=1") == 1
+        assert installed.upgrade().returncode == 0
+        wait_until(lambda: hear().count("READY=1") == 2)
+        assert heard.count("RELOADING=1") == 1
+        before = heard.count("WATCHDOG=1")
+        wait_until(lambda: hear().count("WATCHDOG=1") > before + 1)
+
+
+def test_no_descriptor_is_left_behind(start: Start, tmp_path: Path) -> None:
+    """Of what the master before exec had open, only what is needed is there afterwards."""
+    installed = Installed(start, tmp_path)
+    counts = []
+    for _ in range(4):
+        assert installed.upgrade().returncode == 0
+        installed.server.wait_log(r"worker \d buried", 2 * (len(counts) + 1))
+        counts.append(len(list(Path(f"/proc/{installed.server.pid}/fd").iterdir())))
+    assert counts[1:] == counts[:-1]
