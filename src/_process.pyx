@@ -1,4 +1,5 @@
-"""What Python can't ask the kernel for: forking a sibling, parent-death signals, a deadline for the exit, process titles.
+"""What Python can't ask the kernel for: forking a sibling, parent-death signals, programs in sessions of their own, a
+deadline for the exit, process titles.
 
 Forking a sibling. A worker must be the master's own child, so that the master sees its true exit status, and it must be
 forked by the zygote, where the application is. Two ways:
@@ -19,9 +20,12 @@ left to Python: a timer of the kernel's sends a real-time signal, whose handler 
 
 import os
 
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+
 cdef extern from * nogil:
     """
     #include <errno.h>
+    #include <grp.h>
     #include <poll.h>
     #include <pthread.h>
     #include <sched.h>
@@ -89,6 +93,32 @@ cdef extern from * nogil:
         return pid;
     }
 
+    /* A program in a session of its own; its pid, or -1 with errno. The process has threads, so that only what
+       signal-safety(7) lists may be called between fork and exec. Exit codes of a child that doesn't get so far: 126, it
+       can't become that user or enter that directory; 127, the program can't be executed. */
+    static pid_t spawn_session(const char *program, char *const arguments[], char *const environment[],
+                               const char *directory, int null, int output, int uid, int gid, int death_signal) {
+        pid_t parent = getpid(), pid = fork();
+        if (pid) return pid;
+        sigset_t none;
+        sigemptyset(&none);
+        for (int number = 1; number <= SIGRTMAX; number++) signal(number, SIG_DFL);  /* Python ignores some */
+        sigprocmask(SIG_SETMASK, &none, NULL);
+        setsid();
+        dup2(null, 0);
+        dup2(output, 1);
+        dup2(output, 2);
+        if (gid >= 0 && (setgroups(1, (gid_t[]){(gid_t)gid}) < 0 || setgid((gid_t)gid) < 0)) _exit(126);
+        if (uid >= 0 && setuid((uid_t)uid) < 0) _exit(126);
+        if (directory && chdir(directory) < 0) _exit(126);
+        if (death_signal) {  /* not before setuid, which forgets it */
+            prctl(PR_SET_PDEATHSIG, death_signal, 0, 0, 0);
+            if (getppid() != parent) _exit(0);
+        }
+        execve(program, arguments, environment);
+        _exit(127);
+    }
+
     #define DEADLINE_SIGNAL (SIGRTMIN + 9)
 
     static struct deadline { char text[256]; size_t size; int status; } deadline;
@@ -132,6 +162,8 @@ cdef extern from * nogil:
     int start_deadline(long long nanoseconds)
     int fork_sibling_alone()
     int fork_sibling_threaded()
+    int spawn_session(const char *program, char **arguments, char **environment, const char *directory, int null,
+                      int output, int uid, int gid, int death_signal)
     int prctl(int option, unsigned long value, unsigned long a, unsigned long b, unsigned long c)
     void *memset(void *to, int value, size_t size)
     void *memcpy(void *to, const void *source, size_t size)
@@ -158,6 +190,34 @@ def fork_sibling():
         PyOS_AfterFork_Child()
     else:
         PyOS_AfterFork_Parent()
+    if pid < 0:
+        raise OSError(error, os.strerror(error))
+    return pid
+
+
+def spawn(bytes program, list arguments, list environment, *, bytes directory, int null, int output, int uid, int gid,
+          int death_signal):
+    """Start a program in a session of its own; returns its pid. Raises OSError if no process can be made.
+
+    program: a path; arguments, environment: bytes; directory: None for ours; null, output: descriptors for its input and
+    for its output; uid, gid: -1 for ours; death_signal: what it gets when we end, 0 for nothing.
+    """
+    cdef char **words = <char **>PyMem_Malloc((len(arguments) + len(environment) + 2) * sizeof(char *))
+    cdef char **variables = words + len(arguments) + 1
+    cdef int i, pid, error
+    if words == NULL:
+        raise MemoryError
+    try:
+        for i in range(len(arguments)):
+            words[i] = <bytes>arguments[i]
+        for i in range(len(environment)):
+            variables[i] = <bytes>environment[i]
+        words[len(arguments)] = variables[len(environment)] = NULL
+        pid = spawn_session(program, words, variables, NULL if directory is None else <char *>directory, null, output, uid,
+                            gid, death_signal)
+        error = errno
+    finally:
+        PyMem_Free(words)
     if pid < 0:
         raise OSError(error, os.strerror(error))
     return pid

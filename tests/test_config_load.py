@@ -17,7 +17,7 @@ from wsgimaster.config.load import Loaded, load
 from wsgimaster.config.options import BY_NAME
 from wsgimaster.config.system import System
 from wsgimaster.errors import ConfigErrors
-from wsgimaster.settings import Address, Algorithm, Dispatch, Family, Order, Protocol
+from wsgimaster.settings import Address, Algorithm, Daemon, Dispatch, Family, Order, Protocol
 
 FACTS = {"h": "vm", "k": "2", "u": "0", "U": "root", "g": "0", "G": "root", "t": "1", "T": "2", "b": "/bin/w"}
 USERS = {"www-data": 33, "root": 0}
@@ -208,6 +208,15 @@ WORKING: dict[str, tuple[str, str, Any]] = {
     "touch-chain-reload": ("touch-chain-reload = a", "control.touch_chain", ("a",)),
     "touch-logrotate": ("touch-logrotate = a", "control.touch_rotate", ("a",)),
     "touch-logreopen": ("touch-logreopen = a", "control.touch_reopen", ("a",)),
+    "touch-exec": ("touch-exec = a ls -l", "control.touch_exec", (("a", "ls -l"),)),
+    "hook-touch": ("hook-touch = a print:x y", "control.touch_hooks", (("a", "print:x y"),)),
+    "py-autoreload": ("python-autoreload = 1", "control.autoreload", 1),
+    "attach-daemon": (
+        "attach-daemon = a b\nattach-daemon = a b",
+        "daemons.attached",
+        tuple(Daemon(text="a b", command=("a", "b"), twin=twin) for twin in (0, 1)),
+    ),
+    "reload-mercy": ("reload-mercy = 5", "daemons.mercy", 5.0),
     "master-fifo": ("master-fifo = a\nmaster-fifo = b", "control.fifos", ("a", "b")),
     "control-socket": ("control-socket = a", "control.socket", "a"),
     "drain-delay": ("drain-delay = 5", "processes.drain_delay", 5.0),

@@ -7,16 +7,13 @@ import re
 import signal
 import socket
 import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support.client import Connection, cgi, packet, uwsgi
 from support.deployed import WSGIMASTER, Deployed, Start
-from support.harness import APPS, Server, free_port
+from support.harness import APPS, free_port
 from support.wait import wait_until
 
 KINDS = ("graceful", "workers", "chain")
@@ -154,6 +151,39 @@ def test_touch_files(start: Start, tmp_path: Path, option: str) -> None:
         deployed.server.wait_log(rf"^\*\*\* {touched} has been touched", number)
         deployed.server.wait_log(r"serves with 2 worker\(s\)", number)
         assert deployed.versions() == {version}
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["", "broken before"])
+def test_py_autoreload(start: Start, tmp_path: Path, broken: bool) -> None:
+    """A change, and a change of a module that could not be imported."""
+    code = tmp_path / "code"
+    code.mkdir()
+    module = code / "changing.py"
+    module.write_text("VERSION = 'one'")
+    deployed = Deployed(start, tmp_path, "py-autoreload = 1", f"pythonpath = {code}")
+    deployed.deploy("from changing import VERSION")
+    assert deployed.reload().returncode == 0
+    if broken:
+        module.write_text("VERSION = ")
+        deployed.server.wait_log(rf"^{module} has changed\.\.\.")
+        deployed.server.wait_log("the graceful reload is given up: the application could not be loaded")
+    (code / "notes.txt").write_text("nothing is reloaded for this")
+    module.write_text("VERSION = 'two'")
+    wait_until(lambda: deployed.versions() == {"two"})
+    assert "notes.txt" not in deployed.server.log()
+
+
+def test_py_autoreload_without_its_extra(start: Start, tmp_path: Path) -> None:
+    """Production files have it, too."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "from importlib import util\nfind = util.find_spec\n"
+        "util.find_spec = lambda name, *more: None if name == 'watchfiles' else find(name, *more)\n"
+    )
+    paths = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
+    deployed = Deployed(start, tmp_path, "py-autoreload = 1", env={"PYTHONPATH": paths})
+    deployed.server.wait_log(r"py-autoreload has no effect: it needs pip install 'wsgimaster\[autoreload\]'")
+    assert deployed.version() == "one"
 
 
 def test_sighup(start: Start, tmp_path: Path) -> None:

@@ -169,8 +169,8 @@ def test_harakiri_after_the_upgrade(start: Start, tmp_path: Path) -> None:
 
 
 def test_the_zygote_that_was_taken_over_still_forks(start: Start, tmp_path: Path) -> None:
-    """The proof could load the application, but after exec it can't be loaded any more: the old generation goes on, with
-    the version that it is of, and its dead are replaced."""
+    """The proof could load the application, but after exec it can't be loaded any more: the old generation goes on, and
+    its dead are replaced."""
     installed = Installed(start, tmp_path)
     seen = tmp_path / "seen"
     installed.deploy(f"VERSION = 'two'; seen = Path({str(seen)!r}); assert not seen.exists(); seen.touch()")

@@ -1,4 +1,16 @@
 def fork_sibling() -> int: ...
+def spawn(
+    program: bytes,
+    arguments: list[bytes],
+    environment: list[bytes],
+    *,
+    directory: bytes | None,
+    null: int,
+    output: int,
+    uid: int,
+    gid: int,
+    death_signal: int,
+) -> int: ...
 def die_with_parent(signal: int, parent: int) -> None: ...
 def become_subreaper() -> None: ...
 def forbid_new_privileges() -> None: ...

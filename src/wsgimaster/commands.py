@@ -112,7 +112,7 @@ class Commands:
 
     def finish_upgrade(self) -> None:
         """We are the new version; now the workers are to be of it, too."""
-        self.master.upgrader.task = self.reload(Reload.WORKERS)
+        self.master.upgrader.task = self.reload(Reload.GRACEFUL)
 
     def toggle_pause(self) -> None:
         self.pause(not self.paused)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wsgimaster.errors import StartError
 from wsgimaster.lifecycle import Overseer, Post, Slot
-from wsgimaster.settings import Address
+from wsgimaster.settings import Address, Daemon
 
 VARIABLE = "WSGIMASTER_HANDOVER"  # in the environment of the new program: PROOF or RESUME, and the memfd's number
 PROOF, RESUME = "proof", "resume"
@@ -80,6 +80,11 @@ class Conversation(Part):
     heard: Text
 
 
+class Attached(Part):
+    daemon: Daemon
+    process: Process
+
+
 class Posts(Part):
     """What the overseer knows; each field as it is called there."""
 
@@ -114,6 +119,7 @@ class State(Part):
     posts: Posts
     workers: dict[int, Process]  # by slot
     zygotes: list[ZygoteProcess]
+    daemons: list[Attached]
     ready_cores: dict[int, int]
     commanders: list[Conversation]
     probes: list[list[Conversation]]  # by health address
@@ -127,7 +133,9 @@ class State(Part):
         yield from (one.fd for conversations in (self.commanders, *self.probes) for one in conversations)
         if self.fifo is not None:
             yield self.fifo.fd
-        for process in (*self.workers.values(), *(one.process for one in self.zygotes)):
+        zygotes = [one.process for one in self.zygotes]
+        daemons = [one.process for one in self.daemons]
+        for process in (*self.workers.values(), *zygotes, *daemons):
             yield from (fd for fd in (process.output, process.tracebacks) if fd >= 0)
         yield from (one.control for one in self.zygotes)
         yield from self.front["fds"]

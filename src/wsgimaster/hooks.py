@@ -13,8 +13,9 @@ the loading of the application and in a worker, the generation that is being tri
     post-fork       each worker                                 the fork
     accepting       each worker; accepting1: the first          everything: it is ready next
     as-user-atexit  the master; a failure is only told          the end of all others
+    touch           a process of its own; likewise              a file was touched
 
-Runs in: master, zygote and workers; imports as little as it can (zygote.py).
+Runs in: master, zygote, workers and processes of their own; imports as little as it can (zygote.py).
 """
 
 import grp
@@ -143,10 +144,21 @@ def run(hooks: Iterable[str], where: str) -> None:
     """One after the other. where: the phase, for messages. Raises HookError with the first that fails."""
     for hook in hooks:
         verb, arguments = parse(hook)
-        shown = f"{verb}:..." if hook.startswith("!") else hook
-        print(f"running {shown!r} ({where})...", file=sys.stderr, flush=True)
+        print(f"running {shown(hook)!r} ({where})...", file=sys.stderr, flush=True)
         try:
             VERBS[verb](arguments)
         except (OSError, ValueError, KeyError) as error:
             why = getattr(error, "strerror", None) or str(error)
-            raise HookError(f"hook-{where} = {shown}: {why}") from error
+            raise HookError(f"hook-{where} = {shown(hook)}: {why}") from error
+
+
+def shown(hook: str) -> str:
+    """As it stands in the log."""
+    return f"{parse(hook)[0]}:..." if hook.startswith("!") else hook
+
+
+if __name__ == "__main__":  # for a file that was touched (daemons.py)
+    try:
+        run(sys.argv[1:], "touch")
+    except HookError as failure:
+        sys.exit(f"*** {failure}")

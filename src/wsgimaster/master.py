@@ -15,12 +15,14 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from wsgimaster import (
     __version__,
+    autoreload,
     events,
     harakiri,
     http1,
@@ -35,8 +37,9 @@ from wsgimaster import (
 from wsgimaster._front import NO_ANSWER, Front, Request
 from wsgimaster.commands import Commands
 from wsgimaster.control import Control, ControlSocket
+from wsgimaster.daemons import Daemons
 from wsgimaster.errors import StartError
-from wsgimaster.events import Effect, Event
+from wsgimaster.events import Effect, Event, Reload
 from wsgimaster.handover import State
 from wsgimaster.health import Health
 from wsgimaster.lifecycle import Overseer
@@ -169,22 +172,12 @@ class Master:
         self.timer: asyncio.TimerHandle | None = None
         self.refusals: dict[tuple[str, str], tuple[float, int]] = {}  # when told last, how many since
         self.commands = Commands(self)
-        control = settings.control
         self.control: Control | None = None
         self.health: Health | None = None
         self.draining = False  # SIGTERM has come, and drain-delay isn't over
         self.fifo = prepared.fifo
-        self.touch_files = TouchFiles(
-            (path, letter)
-            for letter, paths in {
-                "r": control.touch_reload,
-                "w": control.touch_workers,
-                "c": control.touch_chain,
-                "L": control.touch_rotate,
-                "l": control.touch_reopen,
-            }.items()
-            for path in paths
-        )
+        self.daemons = Daemons(self.log.say, self.log.write, self._stop_gracefully)
+        self.touch_files = TouchFiles(self._touch_actions())
         self.measuring: asyncio.Task[None] | None = None
         self.watching: dict[Callable[[], Awaitable[None]], asyncio.Task[None]] = {}
         self.exit_code: asyncio.Future[int] = self.loop.create_future()
@@ -217,9 +210,12 @@ class Master:
         else:
             upgrading.resume(self, state)
             self.commands.finish_upgrade()
+        self.daemons.attach(self.settings.daemons)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())  # they were blocked from before exec on
         try:
-            return await self.exit_code
+            code = await self.exit_code
+            await self.daemons.end()
+            return code
         finally:
             for task in self.watching.values():
                 task.cancel()
@@ -231,7 +227,8 @@ class Master:
             self.harakiri.watch: True,
             self._look_at_workers: self.settings.recycling.wanted,
             self.scaler.watch: self.scaler.needed,
-            self._watch_touch_files: bool(self.touch_files.meanings),
+            self._watch_touch_files: bool(self.touch_files.actions),
+            self._watch_code: bool(self.settings.control.autoreload) and not autoreload.why_not(),
         }
         for coroutine, needed in wanted.items():
             task = self.watching.pop(coroutine, None)
@@ -264,6 +261,8 @@ class Master:
         say(f"{self.waiting_limit} requests may wait for a worker (listen)")
         for line in policy.describe(self.settings.cheaper, self.settings.first_workers, self.overseer.processes):
             say(line)
+        if self.settings.control.autoreload and (why := autoreload.why_not()):
+            say(why)
         mercy = self.settings.processes.reload_mercy
         say(f"your mercy for graceful operations on workers is {mercy:g} seconds")
         say(f"spawned uWSGI master process (pid: {os.getpid()})")
@@ -434,14 +433,30 @@ class Master:
 
     # ---- reloads ----
 
-    async def _watch_touch_files(self) -> None:
-        for path in self.touch_files.missing():
-            self.log.say(f"unable to stat() {path}, events will be triggered as soon as the file is created")
-        await self.touch_files.watch(self._touched)
+    def _touch_actions(self) -> Iterator[tuple[str, Callable[[], object]]]:
+        control = self.settings.control
+        letters = {
+            "r": control.touch_reload,
+            "w": control.touch_workers,
+            "c": control.touch_chain,
+            "L": control.touch_rotate,
+            "l": control.touch_reopen,
+        }
+        for letter, paths in letters.items():
+            yield from ((path, partial(self.commands.obey, letter)) for path in paths)
+        yield from ((path, partial(self.daemons.run_command, command)) for path, command in control.touch_exec)
+        yield from ((path, partial(self.daemons.run_hook, hook)) for path, hook in control.touch_hooks)
+        for daemon in self.settings.daemons.attached:
+            yield from ((path, partial(self.daemons.restart, daemon)) for path in daemon.touch)
 
-    def _touched(self, path: str, letter: str) -> None:
-        self.log.say(f"*** {path} has been touched... ***")
-        self.commands.obey(letter)
+    async def _watch_touch_files(self) -> None:
+        await self.touch_files.watch(self.log.say)
+
+    async def _watch_code(self) -> None:
+        def changed(path: str) -> None:
+            self.commands.reload(Reload.GRACEFUL, f"{path} has changed")
+
+        await autoreload.watch(autoreload.directories(self.settings.app, os.getcwd()), changed)
 
     def _hear_fifo(self) -> None:
         assert self.fifo is not None
@@ -509,16 +524,21 @@ class Master:
         """A generation has proved itself: its settings are ours from now on."""
         if settings is self.settings:
             return
-        scaled, self.settings = bool(self.settings.cheaper.minimum), settings
+        before, self.settings = self.settings, settings
         self.harakiri.settings, self.harakiri.mercy = settings.harakiri, settings.processes.reload_mercy
         self.scaler.reconfigure(settings.cheaper)
+        if settings.daemons != before.daemons:
+            self.touch_files = TouchFiles(self._touch_actions())
+            if (task := self.watching.pop(self._watch_touch_files, None)) is not None:
+                task.cancel()
+        self.daemons.reload(settings.daemons)
         self.keep_watching()
         self.prepared.retitle(settings)
-        least, before = settings.cheaper.minimum, self.overseer.wanted
-        if scaled and not least:
+        least, wanted = settings.cheaper.minimum, self.overseer.wanted
+        if before.cheaper.minimum and not least:
             least = self.overseer.processes
-        if before and least > before:  # later: effects are under way
-            self.loop.call_soon(self.handle, events.MoreWanted(least - before))
+        if wanted and least > wanted:  # later: effects are under way
+            self.loop.call_soon(self.handle, events.MoreWanted(least - wanted))
 
     async def _measure_room(self) -> None:
         """For workers beside those that serve: memory, and descriptors of ours."""
@@ -693,6 +713,7 @@ class Master:
     def _housekeep(self) -> None:
         """Reap orphans that fell to us (PID 1, subreaper): one by one, never a child that somebody waits for."""
         known = {child.pid for child in self.workers.values()} | {one.child.pid for one in self.zygotes.values()}
+        known |= self.daemons.pids
         known |= {self.upgrader.proof.pid} if self.upgrader.proof is not None else set()
         while True:
             try:

@@ -10,17 +10,18 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from wsgimaster import recycling
+from wsgimaster import _process, recycling
 from wsgimaster.errors import StartError
 from wsgimaster.lifecycle import slots_for
 from wsgimaster.log import LineAssembler
@@ -31,13 +32,13 @@ TRACEBACK_ROOM = 1 << 20  # bytes
 TITLE_ROOM = " " * 200  # in the zygote's command line, for its title and its workers'
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Child:
     """A process and its output."""
 
     pid: int
     pidfd: int
-    output: int  # our end of the pipe behind its fds 1 and 2
+    output: int  # our end of the pipe behind its fds 1 and 2, or -1
     tracebacks: int = -1  # of the pipe that its signal handlers write to; a zygote has none
     generation: int = 0
     soft_signal: int = 0  # that makes it raise an exception in its request; 0: it wasn't told of any
@@ -251,7 +252,7 @@ def start_zygote(
 
 
 def start_proof(command: list[str], environment: dict[str, str], directory: str, state: int) -> Child:
-    """Exec the proof of an upgrade (proving.py), in this directory. state: a descriptor that it gets. Raises OSError."""
+    """Exec the proof of an upgrade (proving.py) in this directory; it gets the descriptor `state`. Raises OSError."""
     ours, output = output_pipe()
     here = os.open(".", os.O_PATH | os.O_CLOEXEC)
     try:
@@ -276,6 +277,39 @@ def start_proof(command: list[str], environment: dict[str, str], directory: str,
         os.fchdir(here)
         os.close(here)
         os.close(output)
+
+
+def start_session(
+    command: Sequence[str], *, directory: str | None = None, uid: int = -1, gid: int = -1, outlives: bool = False
+) -> Child:
+    """A program in a session of its own, without a shell. It ends with us and writes to a pipe, or, if it outlives us,
+    where we do (then the child has no output). Raises OSError."""
+    program = shutil.which(command[0])
+    if program is None:
+        raise FileNotFoundError(2, "there is no such program", command[0])
+    ours, output = (-1, 2) if outlives else output_pipe()
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        pid = _process.spawn(
+            os.fsencode(program),
+            [os.fsencode(word) for word in command],
+            [os.fsencode(f"{name}={value}") for name, value in os.environ.items()],
+            directory=None if directory is None else os.fsencode(directory),
+            null=null,
+            output=output,
+            uid=uid,
+            gid=gid,
+            death_signal=0 if outlives else signal.SIGKILL,
+        )
+        return Child(pid, os.pidfd_open(pid), ours)
+    except OSError:
+        if not outlives:
+            os.close(ours)
+        raise
+    finally:
+        os.close(null)
+        if not outlives:
+            os.close(output)
 
 
 def descriptors_needed(settings: Settings) -> int:

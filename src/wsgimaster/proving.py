@@ -12,6 +12,7 @@ import signal
 import socket
 import struct
 import time
+from functools import partial
 
 from wsgimaster import _process, messages, processes
 from wsgimaster._front import LAYOUT, READY
@@ -63,8 +64,8 @@ class Attempt:
             self.selector.register(readable, selectors.EVENT_READ, act)
 
     def run(self) -> None:
-        """Until the worker is ready. Raises StartError if it doesn't get so far. (How long it may take is the master's to
-        say: it kills us.)"""
+        """Until the worker is ready. Raises StartError if it doesn't get so far. How long it may take is up to the
+        master: it kills us."""
         while self.ready < self.settings.processes.threads:
             for key, _ in self.selector.select():
                 key.data()
@@ -110,7 +111,7 @@ class Attempt:
             ours, far = processes.make_channel()
             channel = socket.socket(fileno=ours)
             self.channels.append(channel)
-            self.selector.register(channel, selectors.EVENT_READ, lambda channel=channel: self.hear_core(channel))
+            self.selector.register(channel, selectors.EVENT_READ, partial(self.hear_core, channel))
             theirs.append(far)
         nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)  # for tracebacks that signals write
         asked = messages.encode(Message(Kind.FORK, 1, 1, proof=True))

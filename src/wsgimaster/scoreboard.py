@@ -14,7 +14,7 @@ class Scoreboard:
     """Made by the master; zygotes and workers map the same descriptor."""
 
     def __init__(self, cores: int, inherited: tuple[int, int] | None = None) -> None:
-        """cores: slots x threads; inherited: the descriptors of one that is in use, and of its doorbell. Raises OSError."""
+        """cores: slots x threads; inherited: descriptors of one that is in use and of its doorbell. Raises OSError."""
         size = board_bytes(cores)
         if inherited is not None:
             self.fd, self.doorbell = inherited

@@ -270,6 +270,9 @@ class Control(Section):
     touch_chain: tuple[str, ...] = ()
     touch_rotate: tuple[str, ...] = ()  # `touch-logrotate`
     touch_reopen: tuple[str, ...] = ()  # `touch-logreopen`
+    touch_exec: tuple[tuple[str, str], ...] = ()  # (file, shell command)
+    touch_hooks: tuple[tuple[str, str], ...] = ()  # `hook-touch`: (file, hook)
+    autoreload: Annotated[int, Field(ge=0)] = 0  # `py-autoreload`; 0: off
 
     @field_validator("socket")
     @classmethod
@@ -277,6 +280,37 @@ class Control(Section):
         if path is not None and not 0 < len(path.encode(errors="surrogateescape")) <= LONGEST_SOCKET_PATH:
             raise ValueError(f"expected a path of 1 to {LONGEST_SOCKET_PATH} bytes, found {path[:120]!r}")
         return path
+
+
+class Daemon(Section):
+    """A program that runs beside the server: daemons.py."""
+
+    text: str  # the command as it was written, for the log
+    command: Annotated[tuple[str, ...], Field(min_length=1)]
+    pidfile: str | None = None  # of one that outlives us; relative to chdir
+    detach: bool = False  # with a pidfile: we write it, since the program stays in the foreground
+    patience: Annotated[float, Field(ge=0)] = 10.0  # `freq`: seconds until the pidfile has to be there
+    control: bool = False  # its end is the server's, too
+    touch: tuple[str, ...] = ()  # files whose change ends it, so that it is started again
+    stop_signal: Annotated[int, Field(ge=1, le=64)] = 15
+    reload_signal: Annotated[int, Field(ge=0, le=64)] = 0  # what a reload sends; 0: it is ended and started again
+    uid: int | None = None
+    gid: int | None = None
+    chdir: str | None = None
+    longest_pause: Annotated[float, Field(ge=1)] = 300.0  # `max_throttle`: seconds before it is started again
+    twin: int = 0  # of several that are written alike, which is this
+
+
+class Daemons(Section):
+    attached: tuple[Daemon, ...] = ()
+    mercy: Annotated[float, Field(ge=0)] = 3.0  # `reload-mercy`: seconds to end
+
+    @field_validator("attached")
+    @classmethod
+    def _tell_twins_apart(cls, attached: tuple[Daemon, ...]) -> tuple[Daemon, ...]:
+        """The same line, written twice, means two of them."""
+        before = [one.model_copy(update={"twin": 0}) for one in attached]
+        return tuple(one.model_copy(update={"twin": before[:at].count(one)}) for at, one in enumerate(before))
 
 
 class Hooks(Section):
@@ -323,6 +357,7 @@ class Settings(Section):
     titles: Titles = Titles()
     reloading: Reloading = Reloading()
     control: Control = Control()
+    daemons: Daemons = Daemons()
     hooks: Hooks = Hooks()
     identity: Identity = Identity()
     logging: Logging = Logging()

@@ -29,29 +29,32 @@ class TouchFiles:
     """Files whose change, appearance or disappearance means something. Any other time than before is a change: rsync
     and git may set an older one (uWSGI wants a newer one, in whole seconds).
 
-    meanings: a letter of commands.py for each path.
+    actions: a path, and what to do then.
     """
 
-    def __init__(self, meanings: Iterable[tuple[str, str]]) -> None:
-        self.meanings = list(meanings)
-        self.seen = {path: last_change(path) for path, _ in self.meanings}
+    def __init__(self, actions: Iterable[tuple[str, Callable[[], object]]]) -> None:
+        self.actions = list(actions)
+        self.seen = {path: last_change(path) for path, _ in self.actions}
 
     def missing(self) -> list[str]:
         return [path for path, when in self.seen.items() if when is None]
 
-    def changed(self) -> list[tuple[str, str]]:
-        """(path, letter) of those that have changed since the last look."""
+    def changed(self) -> list[tuple[str, Callable[[], object]]]:
+        """The paths that have changed since the last look, and what to do."""
         now = {path: last_change(path) for path in self.seen}
-        found = [(path, meaning) for path, meaning in self.meanings if now[path] != self.seen[path]]
+        found = [(path, act) for path, act in self.actions if now[path] != self.seen[path]]
         self.seen = now
         return found
 
-    async def watch(self, touched: Callable[[str, str], None]) -> None:
+    async def watch(self, say: Callable[[str], None]) -> None:
         """For ever."""
+        for path in self.missing():
+            say(f"unable to stat() {path}, events will be triggered as soon as the file is created")
         while True:
             await asyncio.sleep(LOOK)
-            for path, meaning in self.changed():
-                touched(path, meaning)
+            for path, act in self.changed():
+                say(f"*** {path} has been touched... ***")
+                act()
 
 
 def _has_reader(path: str) -> bool:

@@ -2,14 +2,14 @@
 
 Theory of operation
 
-    prove     a child, the program as it is on disk now, reads our state and the configuration, loads the application and
-              has one worker come up (proving.py). If it can't, nothing has changed.
+    prove     a child, the program as it is on disk now, reads our state and the configuration, loads the application
+              and has one worker come up (proving.py). If it can't, nothing has changed.
     settle    until nothing is under way that can't be passed on: a reload, a fork, the end of a request (harakiri).
-    become    exec: the same process, with the same number, parent and children. Listening sockets, waiting and running
-              requests' connections, the channels of the workers and the shared memory stay open, and what only we know
-              goes along in a memfd (handover.py).
-    resume    the new program goes on with all of it: the workers serve as before. Then it reloads them, as for any other
-              reload, so that they are of the new version, too; their zygote's death or a failed load changes nothing.
+    become    exec: the same process, with the same number, parent and children. Listening sockets, the connections of
+              requests that wait or run, the channels of the workers and the shared memory stay open, and what only we
+              know goes along in a memfd (handover.py).
+    resume    the new program goes on with all of it: the workers serve as before. Then it reloads them, as it always
+              does, so that they are of the new version, too. If that fails, the old workers go on.
 
 Who serves in between? Workers that accept for themselves (dispatch = auto) go on, what needs the master waits for the
 half second that Python needs to start. Signals are blocked until the new program listens to them, so none is lost.
@@ -36,6 +36,7 @@ from wsgimaster.config.reloadable import fixed_values
 from wsgimaster.exchange import Exchange
 from wsgimaster.handover import (
     ActiveFifo,
+    Attached,
     ControlListening,
     Conversation,
     Listening,
@@ -128,11 +129,9 @@ class Upgrader:
         os.close(child.output)
         if not status:
             return ""
-        why = (
-            f"it doesn't work ({explain(status)})"
-            if ended.done() and not ended.cancelled()
-            else f"it was not ready within {limit:g} s (reload-timeout)"
-        )
+        why = f"it doesn't work ({explain(status)})"
+        if ended.cancelled():
+            why = f"it was not ready within {limit:g} s (reload-timeout)"
         return f"{why}\n{b''.join(heard).decode('utf-8', 'backslashreplace')}".rstrip()
 
     def give_up(self) -> None:
@@ -241,6 +240,9 @@ class Upgrader:
                 ZygoteProcess(generation=one.generation, control=one.control.fileno(), process=_process(one.child))
                 for one in master.zygotes.values()
             ],
+            daemons=[
+                Attached(daemon=daemon, process=_process(child)) for daemon, child in master.daemons.children.items()
+            ],
             ready_cores=master.ready_cores,
             commanders=_conversations([master.control.exchange])[0],
             probes=_conversations(health),
@@ -269,6 +271,8 @@ def resume(master: Master, state: State) -> None:
         control = socket.socket(fileno=one.control)
         control.setblocking(False)
         master.adopt_zygote(Zygote(one.generation, _child(one.process), control, master.settings))
+    for attached in state.daemons:
+        master.daemons.adopt(attached.daemon, _child(attached.process))
     master.front.take_up(state.front)
     master.commands.pause(state.paused)
     if master.overseer.wanted < master.overseer.processes:

@@ -100,8 +100,8 @@ BREAK: dict[str, tuple[Callable[[Victim], None], str]] = {
         lambda server: append(server.directory / "victim.py", "\nraise RuntimeError('a broken deploy')\n"),
         "RuntimeError: a broken deploy",
     ),
-    "a syntax error in the ini": (
-        lambda server: append(server.directory / "uwsgi.ini", "\nlisten = many\n"),
+    "an ini with a misspelt option (strict)": (
+        lambda server: append(server.directory / "uwsgi.ini", "\nprcesses = 4\n"),
         "uwsgi.ini:",
     ),
     "an import that hangs": (

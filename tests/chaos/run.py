@@ -36,6 +36,7 @@ import reloads  # noqa: F401
 import report
 import scaling  # noqa: F401
 import stuck  # noqa: F401
+import upgrades  # noqa: F401
 from bench import BUILD, REPOSITORY, SCENARIOS, Bench, Case, Missing, Scenario
 from support.harness import COMMAND, Program
 

@@ -44,13 +44,14 @@ class Kind(StrEnum):
     GROUPS = "groups"
     HOOKS = "hooks"
     COMMANDS = "shell commands"  # hooks with the verb exec
+    DAEMONS = "daemons"
+    TOUCH_COMMANDS = "file and shell command"
+    TOUCH_HOOKS = "file and hook"
 
 
 NUMBERS = frozenset({Kind.INT, Kind.SIGNED, Kind.U64, Kind.U16, Kind.MEGABYTES, Kind.MILLISECONDS})
 FLAGS = frozenset({Kind.FLAG, Kind.CLEARED})
-LISTS = frozenset(
-    {Kind.LIST, Kind.SOCKETS, Kind.NETWORKS, Kind.PATHS, Kind.VARIABLES, Kind.GROUPS, Kind.HOOKS, Kind.COMMANDS}
-)
+LISTS = frozenset(list(Kind)[list(Kind).index(Kind.LIST) :])
 
 
 class Argument(StrEnum):
@@ -428,8 +429,8 @@ TABLE: dict[str, tuple[Option, ...]] = {
     always("py-call-osafterfork", FLAG, "run Python's hooks after a fork", "they run"),
     always("py-call-uwsgi-fork-hooks", FLAG, "run Python's hooks around a fork", "they run"),
     later("py-tracebacker", TEXT, "unix socket that shows all threads' stacks"),
-    later("py-auto-reload py-autoreload python-auto-reload python-autoreload", INT,
-          "seconds between looks for changed modules"),
+    works("py-auto-reload py-autoreload python-auto-reload python-autoreload", INT, "control.autoreload",
+          "reload when code changes (needs the extra `autoreload`; 0 is off)"),
     later("py-auto-reload-ignore", LIST, "module that may change"),
     later("py-sharedarea", LIST, "shared memory as a bytearray"),
     refused("python-raw", TEXT, "Python file for raw sockets", FASTCGI),
@@ -628,7 +629,7 @@ TABLE: dict[str, tuple[Option, ...]] = {
           "seconds in which a forked worker must give a sign of life (loading the application not counted)",
           default="60", ours="yes"),
     later("mule-reload-mercy", INT, "seconds to end for a mule", default="60"),
-    later("reload-mercy", INT, "seconds to end for everything else", default="3"),
+    works("reload-mercy", INT, "daemons.mercy", "seconds to end for attached daemons", default="3"),
     works("harakiri", INT, "harakiri.limit", "seconds that a request may take", short="t"),
     works("harakiri-verbose", FLAG, "harakiri.verbose", "log in which system call such a request was stuck"),
     works("harakiri-graceful-timeout", INT, "harakiri.graceful_timeout",
@@ -655,9 +656,9 @@ TABLE: dict[str, tuple[Option, ...]] = {
     later("touch-spoolers-reload", LIST, "file whose change restarts the spoolers"),
     fixed("touch-logrotate", LIST, "control.touch_rotate", "file whose change rotates the log"),
     fixed("touch-logreopen", LIST, "control.touch_reopen", "file whose change opens the log again"),
-    later("touch-exec", LIST, "file and the command that its change runs"),
+    fixed("touch-exec", Kind.TOUCH_COMMANDS, "control.touch_exec", "file and the shell command that its change runs"),
     later("touch-signal", LIST, "file and the uwsgi signal that its change raises"),
-    later("hook-touch", LIST, "file and the action of its change"),
+    fixed("hook-touch", Kind.TOUCH_HOOKS, "control.touch_hooks", "file and the action:args of its change"),
     later("fs-reload", LIST, "path whose change reloads at once"),
     later("fs-brutal-reload", LIST, "path whose change reloads without waiting"),
     later("fs-signal", LIST, "path and the uwsgi signal of its change"),
@@ -805,11 +806,13 @@ TABLE: dict[str, tuple[Option, ...]] = {
     later("cron-harakiri", INT, "seconds that a command may take"),
     refused("legion-cron cron-legion", LIST, "cron on the lord of a legion", CLUSTER),
     refused("unique-legion-cron unique-cron-legion", LIST, "the same, one at a time", CLUSTER),
-    later("attach-daemon", LIST, "command that runs beside the server"),
-    later("attach-control-daemon", LIST, "command whose end is the server's, too"),
-    later("smart-attach-daemon", LIST, "pidfile and a command that goes to the background"),
-    later("smart-attach-daemon2", LIST, "pidfile and a command"),
-    later("attach-daemon2", LIST, "command, as a list of key=value"),
+    works("attach-daemon", Kind.DAEMONS, "daemons.attached", "command that runs beside the server"),
+    works("attach-control-daemon", Kind.DAEMONS, "daemons.attached", "command whose end is the server's, too"),
+    works("smart-attach-daemon", Kind.DAEMONS, "daemons.attached",
+          "pidfile[,seconds] and a command that goes to the background; it outlives the server"),
+    works("smart-attach-daemon2", Kind.DAEMONS, "daemons.attached",
+          "the same for a command that stays in the foreground"),
+    works("attach-daemon2", Kind.DAEMONS, "daemons.attached", "command and more, as a list of key=value"),
     *refused_each("legion-attach-daemon legion-smart-attach-daemon legion-smart-attach-daemon2", LIST,
                   "command on the lord of a legion", CLUSTER),
     later("daemons-honour-stdin", FLAG, "such commands keep standard input"),

@@ -13,6 +13,7 @@ from ipaddress import ip_network
 
 from wsgimaster import hooks
 from wsgimaster.config.addresses import parse_address
+from wsgimaster.config.daemons import read_daemon
 from wsgimaster.config.options import Kind, Option
 from wsgimaster.config.system import System
 from wsgimaster.settings import Network, Protocol
@@ -168,6 +169,25 @@ def read_command(_: Option, text: str | None, __: Context) -> Read:
     return (f"exec:{text}",), ""
 
 
+def read_daemons(option: Option, text: str | None, _: Context) -> Read:
+    return (read_daemon(option.names[0], text or ""),), ""
+
+
+def read_touch_command(_: Option, text: str | None, __: Context) -> Read:
+    path, space, command = (text or "").partition(" ")
+    if not path or not space:
+        raise ValueError(f"expected a file and a shell command, found {shortened(text)}")
+    return ((path, command),), ""
+
+
+def read_touch_hook(_: Option, text: str | None, __: Context) -> Read:
+    path, space, hook = (text or "").partition(" ")
+    if not path or not space:
+        raise ValueError(f"expected a file and action:args, found {shortened(text)}")
+    hooks.parse(hook)
+    return ((path, hook),), ""
+
+
 def read_paths(_: Option, text: str | None, context: Context) -> Read:
     """Read a path with shell wildcards; without a match it stands for itself, as for uWSGI."""
     matches = context.system.expand_glob(text or "", context.cwd) if re.search(r"[*?[]", text or "") else []
@@ -251,6 +271,9 @@ READERS: dict[Kind, Callable[[Option, str | None, Context], Read]] = {
     Kind.LIST: read_texts,
     Kind.HOOKS: read_hook,
     Kind.COMMANDS: read_command,
+    Kind.DAEMONS: read_daemons,
+    Kind.TOUCH_COMMANDS: read_touch_command,
+    Kind.TOUCH_HOOKS: read_touch_hook,
     Kind.PATHS: read_paths,
     Kind.VARIABLES: read_variable,
     Kind.USER: read_user,
