@@ -1381,46 +1381,45 @@ cdef class Front:
     # ---- upgrade: from the master before exec to the one after it ----
 
     def hand_over(self):
-        """Everything that take_up needs, as plain values (bytes as latin-1): connections, cores, and the descriptors of
-        both. Nothing changes here."""
+        """What take_up needs, as plain values (bytes as latin-1), with the descriptors: (clients, cores). Nothing changes
+        here."""
         cdef Core *k
         cdef int fd, core, state
-        cdef list fds = [], connections = [], cores = []
+        cdef list fds = [], clients = [], cores = []
         for state in (HEAD, QUEUED, LINGER):
             fd = self.chain(state).first
             while fd >= 0:
-                connections.append(self.as_values(fd))
+                clients.append(self.as_values(fd))
                 fd = self.connections[fd].next
         for core in range(self.core_count):
             k = &self.cores[core]
             if k.state == ABSENT:
                 continue
             if k.client >= 0:
-                connections.append(self.as_values(k.client))
+                clients.append(self.as_values(k.client))
             fds += [k.channel, k.far]
+            kept = PyBytes_FromStringAndSize(<char *>k.kept, k.kept_bytes).decode("latin-1") if k.client >= 0 else ""
             cores.append([core, k.state, k.channel, k.far, k.client, k.seq, k.request, k.pushed_ns, k.waited_ns, k.condemned,
-                          PyBytes_FromStringAndSize(<char *>k.kept, k.kept_bytes).decode("latin-1"), k.drops_told,
-                          k.unasked, k.asked])
-        fds += [values[0] for values in connections]
-        return {"fds": fds, "connections": connections, "cores": cores, "passed_on": self.passed_on, "own": self.n_own,
-                "counters": [self.n_accepted, self.n_pushed, self.n_queued, self.n_refused, self.n_taken_back,
-                             self.n_clients_gone, self.n_answered]}
+                          kept, k.drops_told, k.unasked, k.asked])
+        return clients, {"fds": fds, "cores": cores, "passed_on": self.passed_on, "own": self.n_own,
+                         "counters": [self.n_accepted, self.n_pushed, self.n_queued, self.n_refused, self.n_taken_back,
+                                      self.n_clients_gone, self.n_answered]}
 
-    cdef list as_values(self, int fd):
+    cdef tuple as_values(self, int fd):
         cdef Connection *c = &self.connections[fd]
         text = PyBytes_FromStringAndSize(<char *>c.bytes, c.have).decode("latin-1") if c.have else ""
-        return [fd, c.state, c.listener, c.trusted, c.id, c.began_ns, c.since_ns, c.content_length, text]
+        return (fd, c.state, c.listener, c.trusted, c.id, c.began_ns, c.since_ns, c.content_length, text)
 
-    def take_up(self, values):
-        """Go on where hand_over was called. The listeners have been added, in the same order."""
+    def take_up(self, clients, cores):
+        """Go on where hand_over was called. The listeners have been added, in the same order. cores: None if they are
+        others."""
         cdef Connection *c
-        cdef Core *k
-        cdef int fd, core, state, client
+        cdef int fd, state
         cdef bytes text
-        for fd, state, listener, trusted, id, began_ns, since_ns, content_length, text_of in values["connections"]:
+        for fd, state, listener, trusted, id, began_ns, since_ns, content_length, said in clients:
             c = self.open(fd, listener, id)
             c.trusted, c.began_ns, c.content_length = trusted, began_ns, content_length
-            text = text_of.encode("latin-1")
+            text = said.encode("latin-1")
             if text:
                 self.keep(fd, text, len(text))
             c.state, c.since_ns = state, since_ns
@@ -1430,6 +1429,16 @@ cdef class Front:
             self.link(fd)
             if state != QUEUED:
                 self.watch_client(fd)
+        if cores is not None:
+            self.take_up_cores(cores)
+        self.look_anew = True
+        self.collect_finished()
+        self.before_sleeping()
+
+    cdef int take_up_cores(self, values) except -1:
+        cdef Core *k
+        cdef int core, state, channel, far, client
+        cdef bytes text
         for (core, state, channel, far, client, seq, request, pushed_ns, waited_ns, condemned, kept, drops_told, unasked,
              asked) in values["cores"]:
             k = &self.cores[core]
@@ -1445,9 +1454,7 @@ cdef class Front:
         self.passed_on, self.n_own = values["passed_on"], values["own"]
         (self.n_accepted, self.n_pushed, self.n_queued, self.n_refused, self.n_taken_back, self.n_clients_gone,
          self.n_answered) = values["counters"]
-        self.look_anew = True
-        self.collect_finished()
-        self.before_sleeping()
+        return 0
 
     # ---- cores: what the master tells us ----
 

@@ -95,6 +95,8 @@ MAY_IMPORT = {
     "upgrading": {
         "_front",
         "config",
+        "errors",
+        "events",
         "exchange",
         "handover",
         "lifecycle",
@@ -102,7 +104,7 @@ MAY_IMPORT = {
         "processes",
         "sockets",
     },
-    "handover": {"errors", "lifecycle", "settings"},
+    "handover": {"config", "errors", "lifecycle", "settings"},
     "proving": {
         "_front",
         "_process",
@@ -114,6 +116,7 @@ MAY_IMPORT = {
         "processes",
         "scoreboard",
         "settings",
+        "startup",
     },
     "autoreload": {"settings"},
     "daemons": {"hooks", "lifecycle", "processes", "settings"},

@@ -192,13 +192,6 @@ def damage(path: str, text: str) -> Callable[[Installed], object]:
     return lambda installed: (installed.package / path).write_text(text)
 
 
-def other_layout(installed: Installed) -> None:
-    (library,) = installed.package.glob("_front*.so")
-    patched = library.read_bytes().replace(LAYOUT.encode(), b"0" * len(LAYOUT))
-    library.unlink()  # the old one is mapped by the server
-    library.write_bytes(patched)
-
-
 BROKEN: dict[str, tuple[Callable[[Installed], object], str]] = {
     "code of ours that can't be read": (damage("cli.py", "def main(:"), "SyntaxError"),
     "code of ours that fails late": (damage("zygote.py", "raise RuntimeError('broken')"), "RuntimeError: broken"),
@@ -212,9 +205,8 @@ BROKEN: dict[str, tuple[Callable[[Installed], object], str]] = {
     ),
     "a state that it doesn't understand": (
         lambda installed: edit(installed.package / "handover.py", "    paused: bool\n", "    resting: bool\n"),
-        "this version can't take over from the one that runs (resting, paused): a restart is needed",
+        "this version can't take over from the one that runs: a restart is needed",
     ),
-    "a layout that the workers don't have": (other_layout, "shares memory with its workers in another way"),
     "an application that raises": (
         lambda installed: installed.deploy("raise ValueError('x y z')"),
         "ValueError: x y z",
@@ -224,9 +216,13 @@ BROKEN: dict[str, tuple[Callable[[Installed], object], str]] = {
         "it was not ready within 2 s (reload-timeout)",
     ),
     "a wrong configuration": (lambda installed: installed.configure("prcesses = 4", "strict = true"), "processes"),
-    "an option that the workers are bound to": (
-        lambda installed: installed.configure("threads = 7"),
-        "threads: 1 -> 7: an upgrade can't change that, a restart does",
+    "an option that needs a restart": (
+        lambda installed: installed.configure("umask = 077"),
+        "umask: none -> 63: an upgrade can't change that, a restart does",
+    ),
+    "more processes than there are descriptors": (
+        lambda installed: installed.configure("threads = 200", processes=2000),
+        "the limit is",
     ),
 }
 
@@ -258,6 +254,114 @@ def test_what_is_broken_is_not_taken(
     installed.deploy("VERSION = 'three'")
     assert succeeded(installed.upgrade())
     assert installed.versions() == {"three"}
+
+
+# ---- with other workers ----
+
+
+def other_layout(installed: Installed) -> None:
+    (library,) = installed.package.glob("_front*.so")
+    patched = library.read_bytes().replace(LAYOUT.encode(), b"0" * len(LAYOUT))
+    library.unlink()  # the old one is mapped by the server
+    library.write_bytes(patched)
+
+
+OTHER_WORKERS: dict[str, tuple[Callable[[Installed], object], str]] = {
+    "a layout that they don't have": (other_layout, "shares memory with its workers in another way than we do"),
+    "things that it doesn't know": (
+        lambda installed: edit(installed.package / "handover.py", "    ready_cores:", "    cores_ready:"),
+        "knows other things of its workers than we do",
+    ),
+    "other threads": (lambda installed: installed.configure("threads = 7"), "threads: 1 -> 7"),
+    "more of them": (lambda installed: installed.configure(processes=4), "processes: 2 -> 4"),
+    "fewer of them": (lambda installed: installed.configure(processes=1), "processes: 2 -> 1"),
+    "another way to dispatch": (lambda installed: installed.configure("dispatch = push"), "dispatch: auto -> push"),
+}
+
+
+@pytest.mark.parametrize(("make", "told"), OTHER_WORKERS.values(), ids=OTHER_WORKERS)
+def test_workers_that_cannot_be_kept_end_first(
+    start: Start, tmp_path: Path, make: Callable[[Installed], object], told: str
+) -> None:
+    """Nobody notices, except that he waits."""
+    installed = Installed(start, tmp_path)
+    pid, old = installed.server.pid, {worker.pid for worker in installed.server.workers()}
+    installed.install()
+    installed.deploy("VERSION = 'two'")
+    make(installed)
+    with installed.under_load() as bodies:
+        done = installed.upgrade()
+        assert (done.returncode, f"version {NEW} serves: generation 1" in done.stdout) == (0, True), done
+        before = len(bodies)
+        wait_until(lambda: len(bodies) > before + 50)
+    assert {body.split()[0] for body in bodies[before + 10 :]} == {"two"}
+    assert told in installed.server.log()
+    assert (installed.server.pid, installed.server.running()) == (pid, True)
+    assert old.isdisjoint(int(body.split()[-1]) for body in bodies[before + 10 :])
+    assert succeeded(installed.upgrade(), int(done.stdout.split()[-2]))  # and what it is now can be handed over
+
+
+@pytest.mark.parametrize("more", [(), ("dispatch = push",), ("http-socket = http.sock",)], ids=["pull", "push", "http"])
+def test_who_waits_for_other_workers_is_served(start: Start, tmp_path: Path, more: tuple[str, ...]) -> None:
+    installed = Installed(start, tmp_path, *more, processes=1)
+    address = installed.server.addresses[-1]
+    speaks_http = bool(more) and more[0].startswith("http")
+
+    def request(path: str) -> bytes:
+        return f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode() if speaks_http else packet(cgi(path))
+
+    with Connection(address) as running, Connection(address) as half:
+        running.send(request(f"/gate?{installed.gate()}"))
+        wait_until(lambda: busy(installed) == 1)
+        half.send(request("/")[:20])
+        installed.configure(*more, processes=3)
+        installed.deploy("VERSION = 'two'")
+        upgrade = installed.starts("upgrade")
+        installed.server.wait_log("this upgrade can't keep the workers: requests wait until new ones serve")
+        waiting = [Connection(address) for _ in range(3)]
+        for client in waiting:
+            client.send(request("/"))
+        installed.gate().touch()
+        assert running.answer().text.startswith("one")
+        half.send(request("/")[20:])
+        for client in (half, *waiting):
+            assert client.answer().text.startswith("two")
+            client.close()
+    assert upgrade.wait(60) == 0
+    upgrade.communicate()
+
+
+def test_what_only_a_start_reads_is_read_again(start: Start, tmp_path: Path) -> None:
+    """The workers stay; a reload can't do it."""
+    installed = Installed(start, tmp_path, "socket-timeout = 60")
+    old = {worker.pid for worker in installed.server.workers()}
+    installed.configure("socket-timeout = 1", "listen = 7")
+    refused = installed.reload()
+    assert "listen: none -> 7: a reload can't change that, wsgimaster upgrade does" in refused.stderr
+    with Connection(installed.server.address) as client:
+        client.send(b"\0")
+        assert installed.upgrade().returncode == 0
+        assert client.answer().status == 408
+    assert old.isdisjoint({worker.pid for worker in installed.server.workers()})
+
+
+def test_a_stop_while_the_workers_end(start: Start, tmp_path: Path) -> None:
+    """Who waits is served by the version that runs."""
+    installed = Installed(start, tmp_path, processes=1)
+    installed.configure(processes=2)
+    with Connection(installed.server.address) as running, Connection(installed.server.address) as waiting:
+        running.send(packet(cgi(f"/gate?{installed.gate()}")))
+        wait_until(lambda: busy(installed) == 1)
+        upgrade = installed.starts("upgrade")
+        installed.server.wait_log("this upgrade can't keep the workers")
+        waiting.send(packet(cgi("/")))
+        installed.server.signal(signal.SIGTERM)
+        installed.server.wait_log("the upgrade is given up: the server stops")
+        installed.gate().touch()
+        assert (running.answer().status, waiting.answer().status) == (200, 200)
+    assert installed.server.wait_exit() == 0
+    upgrade.communicate(timeout=60)
+    assert upgrade.returncode == 1
 
 
 # ---- what happens meanwhile ----

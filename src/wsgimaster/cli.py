@@ -134,7 +134,7 @@ def go_on(loaded: Loaded, reread: Reread, directory: str, purpose: str, memory: 
     state = handover.read(memory)
     if purpose == handover.PROOF:
         return proving.prove(loaded.settings, state)
-    return startup.resume(loaded.settings, state, reread, directory)
+    return startup.resume(loaded.settings, list(loaded.warnings), state, reread, directory)
 
 
 def unsupported_system(platform: str, release: str) -> str | None:

@@ -30,6 +30,9 @@ NOT_HERE = {
 }
 
 
+LOOK = 0.05  # seconds between looks whether new workers serve
+
+
 class Commands:
     """master: whose parts are told what to do."""
 
@@ -110,9 +113,23 @@ class Commands:
         task.add_done_callback(lambda _: over())
         return task
 
-    def finish_upgrade(self) -> None:
-        """We are the new version; now the workers are to be of it, too."""
-        self.master.upgrader.task = self.reload(Reload.GRACEFUL)
+    def finish_upgrade(self, reloads: bool) -> None:
+        """We are the new version. reloads: the workers aren't, and are to be; else they are being started."""
+        if reloads:
+            self.master.upgrader.task = self.reload(Reload.GRACEFUL)
+            return
+        over = self.master.notifier.reloading()
+        self.master.upgrader.task = self.master.loop.create_task(self._until_serving())
+        self.master.upgrader.task.add_done_callback(lambda _: over())
+
+    async def _until_serving(self) -> str:
+        overseer, limit = self.master.overseer, self.master.settings.reloading.timeout
+        until = time.monotonic() + limit
+        while overseer.crew()[0] < overseer.wanted:
+            if time.monotonic() > until:
+                return f"not all workers serve after {limit:g} s (reload-timeout)"
+            await asyncio.sleep(LOOK)
+        return ""
 
     def toggle_pause(self) -> None:
         self.pause(not self.paused)

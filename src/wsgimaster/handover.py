@@ -1,8 +1,14 @@
-"""What a master leaves to the one that it becomes by exec (upgrading.py): everything that only it knows, as plain
-values, in a memfd that the new one inherits.
+"""What a master leaves to the one that it becomes by exec (upgrading.py): what only it knows, as plain values, in a
+memfd that the new one inherits.
 
-The program before exec may be of another version than the one after it. So the new version's proof (proving.py) reads
-the state first, while the old master can still go on.
+The program before exec may be of another version than the one after it, so there are two parts:
+
+    frame     what every version has: sockets, clients that wait, who is to be told what. A version that can't read
+              another one's frame can't take over from it.
+    running   the workers and everything that belongs to them. A version that can't read this, or shares memory with its
+              workers in another way, can take over all the same, after the workers have ended.
+
+The new version's proof (proving.py) reads both first, while the old master can still go on.
 
 Runs in: the master, and the proof.
 """
@@ -14,7 +20,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import from_json
 
+from wsgimaster.config.reloadable import Values
 from wsgimaster.errors import StartError
 from wsgimaster.lifecycle import Overseer, Post, Slot
 from wsgimaster.settings import Address, Daemon
@@ -22,6 +30,7 @@ from wsgimaster.settings import Address, Daemon
 VARIABLE = "WSGIMASTER_HANDOVER"  # in the environment of the new program: PROOF or RESUME, and the memfd's number
 PROOF, RESUME = "proof", "resume"
 Text = str  # bytes, each as one character (latin-1)
+Waiting = tuple[int, int, int, bool, int, int, int, int, Text]  # _front.Front.as_values
 
 
 class Part(BaseModel):
@@ -55,8 +64,40 @@ class Notifying(Part):
     is_ready: bool
 
 
+class Conversation(Part):
+    """Somebody who has connected to the control socket or for health, and what he has said so far."""
+
+    fd: int
+    heard: Text
+
+
+class Frame(Part):
+    version: str  # of the wsgimaster that wrote this
+    fixed: Values  # options that only a restart can change
+    descriptors: tuple[int, int]  # (soft, hard) limit for the workers
+    listeners: list[Listening]
+    health: list[Listening]
+    control: ControlListening
+    fifo: ActiveFifo | None
+    notifying: Notifying
+    paused: bool
+    commanders: list[Conversation]
+    probes: list[list[Conversation]]  # by health address
+    clients: list[Waiting]
+    log: Text  # lines that are not written yet
+
+    def inherited(self) -> Iterator[int]:
+        """All descriptors that exec must keep."""
+        yield self.control.fd
+        yield from (one.fd for one in (*self.listeners, *self.health))
+        yield from (one.fd for conversations in (self.commanders, *self.probes) for one in conversations)
+        yield from (client[0] for client in self.clients)
+        if self.fifo is not None:
+            yield self.fifo.fd
+
+
 class Process(Part):
-    """A zygote or a worker. partial: of a line that it hasn't ended; written: of tracebacks."""
+    """A zygote, a worker or an attached daemon. partial: of a line that it hasn't ended; written: of tracebacks."""
 
     pid: int
     output: int
@@ -71,13 +112,6 @@ class ZygoteProcess(Part):
     generation: int
     control: int
     process: Process
-
-
-class Conversation(Part):
-    """Somebody who has connected to the control socket or for health, and what he has said so far."""
-
-    fd: int
-    heard: Text
 
 
 class Attached(Part):
@@ -103,42 +137,36 @@ class Posts(Part):
             setattr(overseer, name, getattr(self, name))
 
 
-class State(Part):
-    version: str  # of the wsgimaster that wrote this
+class Running(Part):
     layout: str  # _front.LAYOUT
-    fixed: dict[str, str]  # config/reloadable.py: the options that the running workers are bound to
-    descriptors: tuple[int, int]  # (soft, hard) limit for the workers
+    binding: Values  # options to which running workers are bound
     board: int
     doorbell: int
-    listeners: list[Listening]
-    health: list[Listening]
-    control: ControlListening
-    fifo: ActiveFifo | None
-    notifying: Notifying
-    paused: bool
     posts: Posts
     workers: dict[int, Process]  # by slot
     zygotes: list[ZygoteProcess]
     daemons: list[Attached]
     ready_cores: dict[int, int]
-    commanders: list[Conversation]
-    probes: list[list[Conversation]]  # by health address
-    front: dict[str, Any]  # _front.Front.take_up
-    log: Text  # lines that are not written yet
+    cores: dict[str, Any]  # _front.Front.take_up
 
     def inherited(self) -> Iterator[int]:
-        """All descriptors that exec must keep."""
-        yield from (self.board, self.doorbell, self.control.fd)
-        yield from (one.fd for one in (*self.listeners, *self.health))
-        yield from (one.fd for conversations in (self.commanders, *self.probes) for one in conversations)
-        if self.fifo is not None:
-            yield self.fifo.fd
+        yield from (self.board, self.doorbell, *self.cores["fds"])
         zygotes = [one.process for one in self.zygotes]
         daemons = [one.process for one in self.daemons]
         for process in (*self.workers.values(), *zygotes, *daemons):
             yield from (fd for fd in (process.output, process.tracebacks) if fd >= 0)
         yield from (one.control for one in self.zygotes)
-        yield from self.front["fds"]
+
+
+class State(Part):
+    """running: None without workers, or if it isn't understood."""
+
+    frame: Frame
+    running: Running | None
+
+    def inherited(self) -> Iterator[int]:
+        yield from self.frame.inherited()
+        yield from self.running.inherited() if self.running is not None else ()
 
 
 def write(state: State) -> int:
@@ -151,13 +179,16 @@ def write(state: State) -> int:
 
 
 def read(fd: int) -> State:
-    """And close it. Raises StartError if it was written by a version whose state we don't understand."""
+    """And close it. Raises StartError if it was written by a version whose frame we don't understand."""
     with open(fd, "rb") as file:
-        text = file.read()
+        found = from_json(file.read())
     try:
-        return State.model_validate_json(text)
-    except ValidationError as error:
-        where = ", ".join(".".join(map(str, one["loc"])) for one in error.errors()[:3])
+        frame = Frame.model_validate(found["frame"])
+    except (ValidationError, KeyError, TypeError) as error:
         raise StartError(
-            f"this version can't take over from the one that runs ({where}): a restart is needed"
+            f"this version can't take over from the one that runs: a restart is needed ({error})"
         ) from None
+    try:
+        return State(frame=frame, running=Running.model_validate(found["running"]))
+    except (ValidationError, KeyError):
+        return State(frame=frame, running=None)

@@ -115,8 +115,8 @@ class Master:
         self.log = LogWriter(2)
         self.threads = settings.processes.threads
         cores = lifecycle.slots_for(settings.processes.processes) * self.threads
-        state = prepared.state
-        self.board = Scoreboard(cores, None if state is None else (state.board, state.doorbell))
+        running = prepared.state.running if prepared.state is not None else None
+        self.board = Scoreboard(cores, None if running is None else (running.board, running.doorbell))
         self.cpus = machine.cpus()
         self.reserve = processes.Reserve(self.threads)
         self.waiting_limit, warning = sockets.waiting_limit(settings.sockets.waiting_limit, sockets.largest_backlog())
@@ -139,7 +139,7 @@ class Master:
             forwarded_allow=[prefix_of(network) for network in settings.sockets.forwarded_allow],
             events=self,
             read_http_head=http1.read_head,
-            taken_over=state is not None,
+            taken_over=running is not None,
         )
         self.overseer = Overseer(settings)
         self.harakiri = harakiri.Monitor(
@@ -205,11 +205,12 @@ class Master:
             self._feed_watchdog()
         if self.fifo is not None:
             self.loop.add_reader(self.fifo.fd, self._hear_fifo)
-        if state is None:
-            self._perform(self.overseer.start())
-        else:
+        if state is not None:
             upgrading.resume(self, state)
-            self.commands.finish_upgrade()
+        if state is None or state.running is None:
+            self._perform(self.overseer.start())
+        if state is not None:
+            self.commands.finish_upgrade(reloads=state.running is not None)
         self.daemons.attach(self.settings.daemons)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())  # they were blocked from before exec on
         try:
@@ -236,6 +237,11 @@ class Master:
                 self.watching[coroutine] = task or self.loop.create_task(keep_going(coroutine, self._report_defect))
             elif task is not None:
                 task.cancel()
+
+    def stop_scaling(self) -> None:
+        """Nobody is to start or end because of the load, until keep_watching is called."""
+        if (task := self.watching.pop(self.scaler.watch, None)) is not None:
+            task.cancel()
 
     def _report_defect(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """An exception in a callback of ours: through our log, since asyncio's own logging would block."""

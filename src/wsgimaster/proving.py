@@ -1,7 +1,8 @@
 """The proof: before the master becomes a new version by exec, a child of that version shows that it works. It reads the
 master's state and the configuration, loads the application and has one worker come up; then it ends.
 
-Exit code: 0 if the master can become this version, else 1, and the last lines of its output say why not.
+Exit code: 0 if the master can become this version, EXIT_OTHER_WORKERS if it can, but can't keep its workers, else 1;
+the last lines of its output say why.
 
 Runs in: a process of its own. It takes no connection, and touches nothing of the server's.
 """
@@ -14,10 +15,11 @@ import struct
 import time
 from functools import partial
 
-from wsgimaster import _process, messages, processes
+from wsgimaster import _process, messages, processes, startup
 from wsgimaster._front import LAYOUT, READY
-from wsgimaster.config.reloadable import changes, fixed_values
-from wsgimaster.errors import EXIT_NO_APP, StartError
+from wsgimaster.config.options import Takes
+from wsgimaster.config.reloadable import changes, values
+from wsgimaster.errors import EXIT_NO_APP, EXIT_OTHER_WORKERS, StartError
 from wsgimaster.handover import State
 from wsgimaster.lifecycle import explain, slots_for, why_no_proof
 from wsgimaster.messages import Kind, Message
@@ -29,15 +31,24 @@ from wsgimaster.settings import Settings
 def prove(settings: Settings, state: State) -> int:
     """Returns the exit code. Raises StartError with the reason."""
     _process.die_with_parent(signal.SIGKILL, os.getppid())
-    if state.layout != LAYOUT:
-        raise StartError(
-            f"version {state.version} shares memory with its workers in another way, so they can't be kept: a restart "
-            "is needed"
-        )
-    if found := changes(state.fixed, fixed_values(settings)):
+    if found := changes(state.frame.fixed, values(settings, Takes.RESTART)):
         raise StartError("\n".join(f"{one}: an upgrade can't change that, a restart does" for one in found))
-    Attempt(settings, state.descriptors).run()
+    startup.check_descriptors(processes.descriptors_needed(settings))
+    Attempt(settings, state.frame.descriptors).run()
+    if obstacles := against_the_workers(settings, state):
+        os.write(2, "".join(f"{one}\n" for one in obstacles).encode())
+        return EXIT_OTHER_WORKERS
     return 0
+
+
+def against_the_workers(settings: Settings, state: State) -> list[str]:
+    """Why they can't go on with us."""
+    version = state.frame.version
+    if state.running is None:
+        return [f"version {version} knows other things of its workers than we do"]
+    if state.running.layout != LAYOUT:
+        return [f"version {version} shares memory with its workers in another way than we do"]
+    return changes(state.running.binding, values(settings, Takes.OTHER_WORKERS))
 
 
 class Attempt:

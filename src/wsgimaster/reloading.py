@@ -9,7 +9,7 @@ import asyncio
 import sys
 from collections.abc import Callable
 
-from wsgimaster.config.reloadable import fixed_changes
+from wsgimaster.config.reloadable import beyond_a_reload
 from wsgimaster.errors import ConfigErrors
 from wsgimaster.events import Event, Reload, ReloadAsked
 from wsgimaster.lifecycle import Overseer
@@ -67,9 +67,8 @@ class Reloader:
             raise RefusedError(f"the configuration can't be read: {error!r}") from error
         finally:
             sys.setswitchinterval(usual)
-        if changes := fixed_changes(serving, settings):
-            lines = [f"{change}: a reload can't change that, a restart does" for change in changes]
-            raise RefusedError("\n".join(lines))
+        if changes := beyond_a_reload(serving, settings):
+            raise RefusedError("\n".join(changes))
         for warning in warnings:
             self.say(warning)
         return settings

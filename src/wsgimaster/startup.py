@@ -97,18 +97,21 @@ def run(settings: Settings, said: list[str], reread: Reread, directory: str) -> 
         tidy(settings, [*listeners, *health], [control, fifo], pidfiles)
 
 
-def resume(settings: Settings, state: State, reread: Reread, directory: str) -> int:
+def resume(settings: Settings, said: list[str], state: State, reread: Reread, directory: str) -> int:
     """The same after exec (upgrading.py): nothing is opened, all of it is there."""
+    frame = state.frame
+    for fd in state.inherited():
+        os.set_inheritable(fd, False)
     log_file, pidfiles = paths_of(settings)
     notifier = systemd.Notifier({})
-    notifier.restore(state.notifying.address, state.notifying.watchdog, state.notifying.is_ready)
+    notifier.restore(frame.notifying.address, frame.notifying.watchdog, frame.notifying.is_ready)
     listeners, health = (
         [sockets.Listener(one.address, socket.socket(fileno=one.fd), one.inode) for one in some]
-        for some in (state.listeners, state.health)
+        for some in (frame.listeners, frame.health)
     )
-    control = ControlSocket.inherited(state.control.path, state.control.fd, state.control.inode)
+    control = ControlSocket.inherited(frame.control.path, frame.control.fd, frame.control.inode)
     owner = privileges.future_owner(settings.identity)
-    fifo = Fifo(settings.control.fifos, owner, state.fifo.fd, state.fifo.active) if state.fifo is not None else None
+    fifo = Fifo(settings.control.fifos, owner, frame.fifo.fd, frame.fifo.active) if frame.fifo is not None else None
     try:
         if settings.app.chdir:
             change_directory(settings.app.chdir)
@@ -121,8 +124,8 @@ def resume(settings: Settings, state: State, reread: Reread, directory: str) -> 
             health,
             control,
             fifo,
-            state.descriptors,
-            [],
+            frame.descriptors,
+            said,
             notifier,
             reread,
             log_file,

@@ -14,6 +14,10 @@ Theory of operation
 Who serves in between? Workers that accept for themselves (dispatch = auto) go on, what needs the master waits for the
 half second that Python needs to start. Signals are blocked until the new program listens to them, so none is lost.
 
+A version that shares memory with its workers in another way, or a configuration with another number of them, can't
+keep them. Then they end before exec, when they have finished what they had; whoever comes meanwhile waits, for as long
+as the new workers need to start.
+
 Runs in: the master, before and after exec.
 """
 
@@ -26,23 +30,27 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from wsgimaster import __version__, handover
+from wsgimaster import __version__, events, handover
 from wsgimaster._front import LAYOUT
-from wsgimaster.config.reloadable import fixed_values
+from wsgimaster.config.options import Takes
+from wsgimaster.config.reloadable import values
+from wsgimaster.errors import EXIT_OTHER_WORKERS
 from wsgimaster.exchange import Exchange
 from wsgimaster.handover import (
     ActiveFifo,
     Attached,
     ControlListening,
     Conversation,
+    Frame,
     Listening,
     Notifying,
     Posts,
     Process,
+    Running,
     State,
     ZygoteProcess,
 )
@@ -81,29 +89,40 @@ class Upgrader:
         return self.task
 
     async def _upgrade(self) -> str:
-        say = self.master.log.say
-        say("upgrade asked for...")
-        async with self.master.reloader.one_reads:  # who asks for a reload meanwhile gets it from the new version
-            error = await self._prove() or await self._settle() or self._become()
-        self.master.reloader.failed += 1
-        say(f"the upgrade is given up: {error}")
+        master = self.master
+        master.log.say("upgrade asked for...")
+        async with master.reloader.one_reads:  # who asks for a reload meanwhile gets it from the new version
+            error = await self._take_place()
+        master.reloader.failed += 1
+        master.log.say(f"the upgrade is given up: {error}")
+        return error
+
+    async def _take_place(self) -> str:
+        """Returns only if it fails: why."""
+        error, keeps_workers = await self._prove()
+        error = error or await self._wait_for_quiet()
+        if error or keeps_workers:
+            return error or await self._settle() or self._become(keeps_workers=True)
+        wanted = self.master.overseer.wanted
+        error = await self._end_workers() or await self._settle() or self._become(keeps_workers=False)
+        self._bring_back(wanted)
         return error
 
     # ---- prove ----
 
-    async def _prove(self) -> str:
-        """Why we can't be what is on disk now, or ""."""
+    async def _prove(self) -> tuple[str, bool]:
+        """(why we can't be what is on disk now, or ""; whether the workers could go on)."""
         master = self.master
         limit = master.settings.reloading.timeout
         try:
-            memory = handover.write(self._state({"fds": []}, b""))
+            memory = handover.write(self._state(True, [], {"fds": []}, b""))
             try:
                 environment = {**os.environ, handover.VARIABLE: f"{handover.PROOF} {memory}"}
                 self.proof = child = start_proof(self._command(), environment, self.origin.directory, memory)
             finally:
                 os.close(memory)
         except OSError as error:
-            return f"it can't be tried: {error.strerror}: {error.filename}"
+            return f"it can't be tried: {error.strerror}: {error.filename}", False
         heard: list[bytes] = []
         ended: asyncio.Future[None] = master.loop.create_future()
 
@@ -117,7 +136,8 @@ class Upgrader:
 
         def gone() -> None:
             master.loop.remove_reader(child.pidfd)
-            ended.set_result(None)
+            if not ended.done():
+                ended.set_result(None)
 
         master.loop.add_reader(child.output, take)
         master.loop.add_reader(child.pidfd, gone)
@@ -127,12 +147,12 @@ class Upgrader:
         child.take_output(write)
         write(child.lines.feed(b""))
         os.close(child.output)
-        if not status:
-            return ""
+        if not ended.cancelled() and status in (0, EXIT_OTHER_WORKERS):
+            return "", status == 0
         why = f"it doesn't work ({explain(status)})"
         if ended.cancelled():
             why = f"it was not ready within {limit:g} s (reload-timeout)"
-        return f"{why}\n{b''.join(heard).decode('utf-8', 'backslashreplace')}".rstrip()
+        return f"{why}\n{b''.join(heard).decode('utf-8', 'backslashreplace')}".rstrip(), False
 
     def give_up(self) -> None:
         """The server ends."""
@@ -155,19 +175,48 @@ class Upgrader:
 
     # ---- settle ----
 
-    async def _settle(self) -> str:
-        """Until exec is possible: "", with all signals blocked. Or why it isn't."""
+    async def _wait_for_quiet(self) -> str:
+        """Until nothing is under way that can't be passed on: "". Or why that doesn't come."""
         until = time.monotonic() + PATIENCE
-        while True:
-            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-            await asyncio.sleep(0)  # for those that came before, and what else the loop has to do
-            await asyncio.sleep(0)
-            if not (obstacle := self._obstacle()):
-                return ""
-            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        while obstacle := self._obstacle():
             if time.monotonic() > until or self._stops():
                 return obstacle
             await asyncio.sleep(LOOK)
+        return ""
+
+    async def _settle(self) -> str:
+        """The same, and all signals are blocked afterwards; those that came before have been heard."""
+        while True:
+            if obstacle := await self._wait_for_quiet():
+                return obstacle
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            await asyncio.sleep(0)  # for them, and for whatever else the loop has to do
+            await asyncio.sleep(0)
+            if not self._obstacle():
+                return ""
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+    async def _end_workers(self) -> str:
+        """Requests wait, and the workers leave when they have finished theirs."""
+        master = self.master
+        master.log.say("this upgrade can't keep the workers: requests wait until new ones serve")
+        master.stop_scaling()
+        master.front.suspend(True)
+        master.handle(events.NobodyWanted())
+        while master.workers:
+            if self._stops():
+                return "the server stops"
+            await asyncio.sleep(LOOK)
+        await master.daemons.end()
+        return ""
+
+    def _bring_back(self, wanted: int) -> None:
+        """It has failed after all."""
+        master = self.master
+        master.handle(events.MoreWanted(wanted - master.overseer.wanted))
+        master.front.suspend(master.commands.paused)
+        master.daemons.attach(master.settings.daemons)
+        master.keep_watching()
 
     def _stops(self) -> bool:
         return self.master.draining or self.master.overseer.stopping is not Stopping.NO
@@ -186,7 +235,7 @@ class Upgrader:
 
     # ---- become ----
 
-    def _become(self) -> str:
+    def _become(self, keeps_workers: bool) -> str:
         """Doesn't return, unless it fails: why."""
         master = self.master
         here = os.open(".", os.O_PATH | os.O_CLOEXEC)
@@ -194,7 +243,7 @@ class Upgrader:
         left = b""
         try:
             left = master.log.flush(LOG_PATIENCE)
-            state = self._state(master.front.hand_over(), left)
+            state = self._state(keeps_workers, *master.front.hand_over(), left)
             memory = handover.write(state)
             kept = [memory, *state.inherited()]
             for fd in kept:
@@ -214,26 +263,37 @@ class Upgrader:
         master.log.write(left)
         return why
 
-    def _state(self, front: dict[str, Any], log: bytes) -> State:
-        """As of now. front: what the front hands over; log: lines that aren't written yet."""
+    def _state(
+        self, keeps_workers: bool, clients: Sequence[tuple[Any, ...]], cores: dict[str, Any], log: bytes
+    ) -> State:
+        """As of now. clients, cores: what the front hands over; log: lines that aren't written yet."""
         master, prepared = self.master, self.master.prepared
-        health = master.health.exchanges if master.health is not None else []
         assert master.control is not None
-        return State(
+        assert master.health is not None
+        frame = Frame(
             version=__version__,
-            layout=LAYOUT,
-            fixed=fixed_values(master.settings),
+            fixed=values(master.settings, Takes.RESTART),
             descriptors=prepared.descriptors,
-            board=master.board.fd,
-            doorbell=master.board.doorbell,
             listeners=_listening(prepared.listeners),
             health=_listening(prepared.health),
             control=ControlListening(
                 path=prepared.control.path, fd=prepared.control.socket.fileno(), inode=prepared.control.inode
             ),
-            fifo=None if master.fifo is None else ActiveFifo(fd=master.fifo.fd, active=master.fifo.active),
+            fifo=None if master.fifo is None else ActiveFifo.model_validate(master.fifo),
             notifying=Notifying.model_validate(master.notifier),
             paused=master.commands.paused,
+            commanders=_conversations(master.control.exchange),
+            probes=[_conversations(one) for one in master.health.exchanges],
+            clients=list(clients),
+            log=log.decode("latin-1"),
+        )
+        if not keeps_workers:
+            return State(frame=frame, running=None)
+        running = Running(
+            layout=LAYOUT,
+            binding=values(master.settings, Takes.OTHER_WORKERS),
+            board=master.board.fd,
+            doorbell=master.board.doorbell,
             posts=Posts.model_validate(master.overseer),
             workers={slot: _process(child) for slot, child in master.workers.items()},
             zygotes=[
@@ -244,11 +304,9 @@ class Upgrader:
                 Attached(daemon=daemon, process=_process(child)) for daemon, child in master.daemons.children.items()
             ],
             ready_cores=master.ready_cores,
-            commanders=_conversations([master.control.exchange])[0],
-            probes=_conversations(health),
-            front=front,
-            log=log.decode("latin-1"),
+            cores=cores,
         )
+        return State(frame=frame, running=running)
 
 
 # ---- resume ----
@@ -256,34 +314,33 @@ class Upgrader:
 
 def resume(master: Master, state: State) -> None:
     """Go on where the master before exec stood: everything that it had, this one has now."""
-    for fd in state.inherited():
-        os.set_inheritable(fd, False)
-    master.log.write(state.log.encode("latin-1"))
-    master.log.say(
-        f"gracefully (RE)spawned uWSGI master process (pid: {os.getpid()}), from version {state.version}"
-        f" to {__version__}"
-    )
-    state.posts.restore(master.overseer)
-    master.ready_cores.update(state.ready_cores)
-    for slot, process in state.workers.items():
-        master.adopt_worker(slot, _child(process))
-    for one in state.zygotes:
-        control = socket.socket(fileno=one.control)
-        control.setblocking(False)
-        master.adopt_zygote(Zygote(one.generation, _child(one.process), control, master.settings))
-    for attached in state.daemons:
-        master.daemons.adopt(attached.daemon, _child(attached.process))
-    master.front.take_up(state.front)
-    master.commands.pause(state.paused)
-    if master.overseer.wanted < master.overseer.processes:
-        master.scaler.needed = True  # somebody may have asked for fewer
-        master.keep_watching()
+    frame, running = state.frame, state.running
+    master.log.write(frame.log.encode("latin-1"))
+    versions = f"from version {frame.version} to {__version__}"
+    master.log.say(f"gracefully (RE)spawned uWSGI master process (pid: {os.getpid()}), {versions}")
+    for line in master.prepared.said:
+        master.log.say(line)
+    if running is not None:
+        running.posts.restore(master.overseer)
+        master.ready_cores.update(running.ready_cores)
+        for slot, process in running.workers.items():
+            master.adopt_worker(slot, _child(process))
+        for one in running.zygotes:
+            control = socket.socket(fileno=one.control)
+            control.setblocking(False)
+            master.adopt_zygote(Zygote(one.generation, _child(one.process), control, master.settings))
+        for attached in running.daemons:
+            master.daemons.adopt(attached.daemon, _child(attached.process))
+        if master.overseer.wanted < master.overseer.processes:
+            master.scaler.needed = True  # somebody may have asked for fewer
+            master.keep_watching()
+    master.front.take_up(frame.clients, running.cores if running is not None else None)
+    master.commands.pause(frame.paused)
     assert master.control is not None
     assert master.health is not None
-    for exchange, conversations in zip(
-        [master.control.exchange, *master.health.exchanges], [state.commanders, *state.probes], strict=True
-    ):
-        for talk in conversations:
+    conversations = [frame.commanders, *frame.probes]
+    for exchange, some in zip([master.control.exchange, *master.health.exchanges], conversations, strict=True):
+        for talk in some:
             exchange.take_up(socket.socket(fileno=talk.fd), talk.heard.encode("latin-1"))
 
 
@@ -311,7 +368,5 @@ def _process(child: Child) -> Process:
     )
 
 
-def _conversations(exchanges: Iterable[Exchange]) -> list[list[Conversation]]:
-    return [
-        [Conversation(fd=fd, heard=heard.decode("latin-1")) for fd, heard in one.conversations()] for one in exchanges
-    ]
+def _conversations(exchange: Exchange) -> list[Conversation]:
+    return [Conversation(fd=fd, heard=heard.decode("latin-1")) for fd, heard in exchange.conversations()]

@@ -71,6 +71,15 @@ class State(StrEnum):
     REFUSED = "refused"
 
 
+class Takes(StrEnum):
+    """What brings about a change of a working option, while the server runs."""
+
+    RELOAD = "a reload"
+    UPGRADE = "wsgimaster upgrade"
+    OTHER_WORKERS = "wsgimaster upgrade, which ends all workers before new ones start"
+    RESTART = "a restart"
+
+
 @dataclass(frozen=True, slots=True)
 class Option:
     """One row: an option with all its names, which share one value."""
@@ -85,7 +94,7 @@ class Option:
     field: str = ""  # the setting that a working option fills, "section.field"
     reason: str = ""  # why it is always on, or refused and what to use instead
     ours: bool = False  # uWSGI doesn't have it
-    reloadable: bool = True  # a reload changes it; else a restart does
+    takes: Takes = Takes.RELOAD
 
 
 def _row(names: str, kind: Kind, state: State, help_: str, **more: str) -> Option:
@@ -93,8 +102,8 @@ def _row(names: str, kind: Kind, state: State, help_: str, **more: str) -> Optio
     natural = Argument.NONE if kind in FLAGS or kind is Kind.ACTION else Argument.REQUIRED
     argument = Argument(more["argument"]) if "argument" in more else natural
     field, reason, ours = more.get("field", ""), more.get("reason", ""), bool(more.get("ours"))
-    fixed = bool(more.get("fixed"))
-    return Option(tuple(names.split()), kind, argument, state, help_, short, default, field, reason, ours, not fixed)
+    takes = Takes(more.get("takes", Takes.RELOAD))
+    return Option(tuple(names.split()), kind, argument, state, help_, short, default, field, reason, ours, takes)
 
 
 def works(names: str, kind: Kind, field: str, help_: str, **more: str) -> Option:
@@ -104,7 +113,17 @@ def works(names: str, kind: Kind, field: str, help_: str, **more: str) -> Option
 
 def fixed(names: str, kind: Kind, field: str, help_: str, **more: str) -> Option:
     """Return the row of an option that works, but whose change takes a restart."""
-    return _row(names, kind, State.WORKS, help_, field=field, fixed="yes", **more)
+    return _row(names, kind, State.WORKS, help_, field=field, takes=Takes.RESTART, **more)
+
+
+def upgraded(names: str, kind: Kind, field: str, help_: str, **more: str) -> Option:
+    """Return the row of an option that works, but whose change takes an upgrade: only the master's start reads it."""
+    return _row(names, kind, State.WORKS, help_, field=field, takes=Takes.UPGRADE, **more)
+
+
+def binding(names: str, kind: Kind, field: str, help_: str, **more: str) -> Option:
+    """Return the row of an option that works, and to which running workers are bound."""
+    return _row(names, kind, State.WORKS, help_, field=field, takes=Takes.OTHER_WORKERS, **more)
 
 
 def always(names: str, kind: Kind, help_: str, reason: str, **more: str) -> Option:
@@ -177,20 +196,20 @@ TABLE: dict[str, tuple[Option, ...]] = {
     fixed("protocol socket-protocol", TEXT, "sockets.addresses", "what `socket` speaks: uwsgi or http",
           default="uwsgi"),
     fixed("abstract-socket", FLAG, "sockets.addresses", "take paths as abstract names", short="a"),
-    fixed("listen", INT, "sockets.waiting_limit", "requests that may wait for a worker, over all sockets",
+    upgraded("listen", INT, "sockets.waiting_limit", "requests that may wait for a worker, over all sockets",
           short="l", default="4096, or somaxconn if that is less"),
-    fixed("queue-timeout", INT, "sockets.queue_timeout", "seconds that a request may wait for a worker, then 503",
+    upgraded("queue-timeout", INT, "sockets.queue_timeout", "seconds that a request may wait for a worker, then 503",
           default="for ever", ours="yes"),
     fixed("chmod-socket chmod", MODE, "sockets.socket_mode", "octal permissions of unix sockets; bare: 666",
           short="C", argument=OPTIONAL),
     fixed("chown-socket", Kind.OWNER, "sockets.socket_owner", "owner of unix sockets, user[:group]"),
-    fixed("socket-timeout", INT, "sockets.timeout", "seconds to wait until a client sends or takes bytes",
+    upgraded("socket-timeout", INT, "sockets.timeout", "seconds to wait until a client sends or takes bytes",
           short="z", default="4"),
-    fixed("buffer-size", U16, "sockets.buffer_size", "bytes that a request's variables or head may have",
+    upgraded("buffer-size", U16, "sockets.buffer_size", "bytes that a request's variables or head may have",
           short="b", default="65535"),
-    fixed("allow-from", Kind.NETWORKS, "sockets.allow_from", "networks that may send uwsgi requests over TCP",
+    upgraded("allow-from", Kind.NETWORKS, "sockets.allow_from", "networks that may send uwsgi requests over TCP",
           ours="yes"),
-    fixed("forwarded-allow", Kind.NETWORKS, "sockets.forwarded_allow",
+    upgraded("forwarded-allow", Kind.NETWORKS, "sockets.forwarded_allow",
           "networks whose X-Forwarded-Proto is believed", ours="yes"),
     later("suwsgi-socket ssl-socket", LIST, "listen for the uwsgi protocol in TLS: addr,cert,key"),
     later("https-socket", LIST, "listen for HTTP in TLS: addr,cert,key"),
@@ -455,8 +474,8 @@ TABLE: dict[str, tuple[Option, ...]] = {
     refused("symcall-post-fork", LIST, "C symbol to call after a fork", NATIVE),
 ),
 "Processes and threads": (
-    fixed("processes workers", INT, "processes.processes", "worker processes", short="p", default="1"),
-    fixed("threads", INT, "processes.threads", "requests that each process runs at a time", default="1"),
+    binding("processes workers", INT, "processes.processes", "worker processes", short="p", default="1"),
+    binding("threads", INT, "processes.threads", "requests that each process runs at a time", default="1"),
     works("worker-reload-mercy", INT, "processes.reload_mercy", "seconds to end for a worker that is to stop",
           default="60"),
     works("exit-deadline", INT, "processes.exit_deadline",
@@ -465,9 +484,9 @@ TABLE: dict[str, tuple[Option, ...]] = {
     works("limit-nproc", INT, "processes.limit_nproc",
           "processes and threads that the user may have for a worker to start one more"),
     fixed("max-fd", INT, "processes.max_fd", "descriptors per process", default="as inherited"),
-    fixed("dispatch", TEXT, "processes.dispatch",
+    binding("dispatch", TEXT, "processes.dispatch",
           "auto: busy workers accept for themselves; push: the master sees every request", default="auto", ours="yes"),
-    fixed("dispatch-order", TEXT, "processes.dispatch_order", "which idle worker is next: warm or even",
+    upgraded("dispatch-order", TEXT, "processes.dispatch_order", "which idle worker is next: warm or even",
           default="warm", ours="yes"),
     always("master", FLAG, "run a master process", "a master always runs", short="M"),
     always("enable-threads", FLAG, "let the application start threads", "it always may", short="T"),
@@ -516,7 +535,7 @@ TABLE: dict[str, tuple[Option, ...]] = {
     fixed("daemonize", Kind.LOG, "identity.daemonize", "go to the background, log to this file", short="d"),
     fixed("pidfile", Kind.FILE, "identity.pidfile", "file for the master's process number"),
     fixed("pidfile2", Kind.FILE, "identity.pidfile_late", "the same, written as the user to become"),
-    fixed("vacuum", FLAG, "sockets.vacuum", "remove unix sockets and pidfiles at the end"),
+    upgraded("vacuum", FLAG, "sockets.vacuum", "remove unix sockets and pidfiles at the end"),
     always("master-as-root", FLAG, "the master stays root", "what needs root is done before it drops it"),
     always("drop-after-init", FLAG, "stay root a little longer", "what needs root is done before"),
     refused("drop-after-apps", FLAG, "load the application as root", "the application never runs as root"),
@@ -583,7 +602,7 @@ TABLE: dict[str, tuple[Option, ...]] = {
     works("cheaper-overload", U64, "cheaper.overload",
           "spare: rounds; busyness: seconds of a window; backlog: waiting requests", default="3"),
     works("cheaper-idle", INT, "cheaper.idle_rounds", "spare2: seconds before an idle worker ends", default="10"),
-    fixed("cheaper-queue-wait", MILLISECONDS, "cheaper.queue_wait",
+    upgraded("cheaper-queue-wait", MILLISECONDS, "cheaper.queue_wait",
           "milliseconds; a request that waits for longer while all are busy makes workers start at once; 0: never",
           default="50", ours="yes"),
     works("cheaper-rss-limit-soft", U64, "cheaper.rss_soft", "bytes of all workers' memory from which none is added"),
@@ -649,16 +668,16 @@ TABLE: dict[str, tuple[Option, ...]] = {
           default="120", ours="yes"),
     works("reload-check", TEXT, "reloading.check",
           "[host]/path that the first new worker must answer before it serves", ours="yes"),
-    fixed("touch-reload", LIST, "control.touch_reload", "file whose change reloads everything"),
-    fixed("touch-workers-reload", LIST, "control.touch_workers", "file whose change restarts the workers"),
-    fixed("touch-chain-reload", LIST, "control.touch_chain", "file whose change restarts the workers one by one"),
+    upgraded("touch-reload", LIST, "control.touch_reload", "file whose change reloads everything"),
+    upgraded("touch-workers-reload", LIST, "control.touch_workers", "file whose change restarts the workers"),
+    upgraded("touch-chain-reload", LIST, "control.touch_chain", "file whose change restarts the workers one by one"),
     later("touch-mules-reload", LIST, "file whose change restarts the mules"),
     later("touch-spoolers-reload", LIST, "file whose change restarts the spoolers"),
-    fixed("touch-logrotate", LIST, "control.touch_rotate", "file whose change rotates the log"),
-    fixed("touch-logreopen", LIST, "control.touch_reopen", "file whose change opens the log again"),
-    fixed("touch-exec", Kind.TOUCH_COMMANDS, "control.touch_exec", "file and the shell command that its change runs"),
+    upgraded("touch-logrotate", LIST, "control.touch_rotate", "file whose change rotates the log"),
+    upgraded("touch-logreopen", LIST, "control.touch_reopen", "file whose change opens the log again"),
+    upgraded("touch-exec", Kind.TOUCH_COMMANDS, "control.touch_exec", "file and the command that its change runs"),
     later("touch-signal", LIST, "file and the uwsgi signal that its change raises"),
-    fixed("hook-touch", Kind.TOUCH_HOOKS, "control.touch_hooks", "file and the action:args of its change"),
+    upgraded("hook-touch", Kind.TOUCH_HOOKS, "control.touch_hooks", "file and the action:args of its change"),
     later("fs-reload", LIST, "path whose change reloads at once"),
     later("fs-brutal-reload", LIST, "path whose change reloads without waiting"),
     later("fs-signal", LIST, "path and the uwsgi signal of its change"),
@@ -899,7 +918,7 @@ TABLE: dict[str, tuple[Option, ...]] = {
     fixed("hook-as-user", Kind.HOOKS, "hooks.as_user", "action:args after the drop of privileges"),
     works("hook-pre-app", Kind.HOOKS, "hooks.pre_app", "action:args before the application is loaded"),
     works("hook-post-app", Kind.HOOKS, "hooks.post_app", "action:args after the application was loaded"),
-    fixed("hook-as-user-atexit", Kind.HOOKS, "hooks.as_user_atexit", "action:args at the end"),
+    upgraded("hook-as-user-atexit", Kind.HOOKS, "hooks.as_user_atexit", "action:args at the end"),
     works("hook-post-fork", Kind.HOOKS, "hooks.post_fork", "action:args in each new worker"),
     works("hook-accepting", Kind.HOOKS, "hooks.accepting", "action:args in each worker that is about to be ready"),
     works("hook-accepting1", Kind.HOOKS, "hooks.accepting1", "action:args in the first worker, then"),
@@ -917,7 +936,7 @@ TABLE: dict[str, tuple[Option, ...]] = {
     fixed("exec-as-user", Kind.COMMANDS, "hooks.as_user", "shell command after the drop of privileges"),
     works("exec-pre-app", Kind.COMMANDS, "hooks.pre_app", "shell command before the application is loaded"),
     works("exec-post-app", Kind.COMMANDS, "hooks.post_app", "shell command after the application was loaded"),
-    fixed("exec-as-user-atexit", Kind.COMMANDS, "hooks.as_user_atexit", "shell command at the end"),
+    upgraded("exec-as-user-atexit", Kind.COMMANDS, "hooks.as_user_atexit", "shell command at the end"),
     *refused_each("call-asap call-pre-jail call-post-jail call-in-jail call-as-root call-as-user "
                   "call-as-user-atexit call-pre-app call-post-app call-as-vassal call-as-vassal1 "
                   "call-as-vassal3 call-as-emperor call-as-emperor1 call-as-emperor2 call-as-emperor4", LIST,
