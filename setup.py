@@ -18,8 +18,9 @@ if sanitizer := os.environ.get("WSGIMASTER_SANITIZE"):
 else:
     FLAGS += ["-g0"]  # Python's own flags ask for debugging symbols: three quarters of the wheel
 
-# What master, zygotes and workers share. An upgrade while they run may keep the workers if it is the same (upgrading.py).
-SHARED = ("src/wsgimaster/_layout.pxd", "src/wsgimaster/messages.py")
+# What master, zygotes and workers share, and how one master tells the next of it. An upgrade can keep the workers if
+# nothing of that has changed (upgrading.py).
+SHARED = ["src/wsgimaster/_layout.pxd", "src/wsgimaster/messages.py", "src/wsgimaster/handover.py"]
 LAYOUT = hashlib.sha256(b"".join(Path(path).read_bytes() for path in SHARED)).hexdigest()[:16]
 
 setup(
@@ -31,7 +32,8 @@ setup(
             Extension(
                 f"wsgimaster.{path[4:-4]}",
                 [path],
-                define_macros=[("WSGIMASTER_LAYOUT", f'"{LAYOUT}"')],
+                define_macros=[("WSGIMASTER_LAYOUT", f'"{LAYOUT}"')] if path == "src/_front.pyx" else [],
+                depends=SHARED,
                 extra_compile_args=FLAGS,
                 extra_link_args=LINK,
             )

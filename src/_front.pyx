@@ -159,7 +159,7 @@ cdef enum Watched:  # what an epoll entry stands for; the upper byte of its data
     DOORBELL = 4
     TIMER = 5
 
-cdef enum State:
+cdef enum State:  # this and CoreState are handed over to other versions: numbers stay (handover.FORMAT)
     CLOSED = 0
     HEAD = 1
     QUEUED = 2
@@ -459,7 +459,8 @@ cdef class Front:
             if self.timer < 0:
                 raise OSError(errno, "timerfd_create")
             self.watch(self.timer, TIMER, 0, EPOLLIN | EPOLLET)
-        self.ask_for_ring()
+        if not taken_over:
+            self.ask_for_ring()
 
     def __dealloc__(self):
         cdef int fd
@@ -1380,46 +1381,53 @@ cdef class Front:
 
     # ---- upgrade: from the master before exec to the one after it ----
 
-    def hand_over(self):
-        """What take_up needs, as plain values (bytes as latin-1), with the descriptors: (clients, cores). Nothing changes
-        here."""
-        cdef Core *k
+    # Rows are typed in handover.py, whose text is a part of LAYOUT: a version with other rows doesn't take over.
+
+    def hand_over_clients(self):
+        """A row for each connection, and the bytes that each has sent so far. Nothing changes here."""
         cdef int fd, core, state
-        cdef list fds = [], clients = [], cores = []
+        cdef list rows = [], said = []
         for state in (HEAD, QUEUED, LINGER):
             fd = self.chain(state).first
             while fd >= 0:
-                clients.append(self.as_values(fd))
+                self.add_row(rows, said, fd)
                 fd = self.connections[fd].next
         for core in range(self.core_count):
-            k = &self.cores[core]
-            if k.state == ABSENT:
-                continue
-            if k.client >= 0:
-                clients.append(self.as_values(k.client))
-            fds += [k.channel, k.far]
-            kept = PyBytes_FromStringAndSize(<char *>k.kept, k.kept_bytes).decode("latin-1") if k.client >= 0 else ""
-            cores.append([core, k.state, k.channel, k.far, k.client, k.seq, k.request, k.pushed_ns, k.waited_ns, k.condemned,
-                          kept, k.drops_told, k.unasked, k.asked])
-        return clients, {"fds": fds, "cores": cores, "passed_on": self.passed_on, "own": self.n_own,
-                         "counters": [self.n_accepted, self.n_pushed, self.n_queued, self.n_refused, self.n_taken_back,
-                                      self.n_clients_gone, self.n_answered]}
+            if self.cores[core].client >= 0:
+                self.add_row(rows, said, self.cores[core].client)
+        return rows, said
 
-    cdef tuple as_values(self, int fd):
+    cdef int add_row(self, list rows, list said, int fd) except -1:
         cdef Connection *c = &self.connections[fd]
-        text = PyBytes_FromStringAndSize(<char *>c.bytes, c.have).decode("latin-1") if c.have else ""
-        return (fd, c.state, c.listener, c.trusted, c.id, c.began_ns, c.since_ns, c.content_length, text)
+        rows.append((fd, c.state, c.listener, c.trusted, c.id, c.began_ns, c.since_ns, c.content_length, c.have))
+        said.append(PyBytes_FromStringAndSize(<char *>c.bytes, c.have) if c.have else b"")
+        return 0
 
-    def take_up(self, clients, cores):
-        """Go on where hand_over was called. The listeners have been added, in the same order. cores: None if they are
-        others."""
+    def hand_over_cores(self):
+        """A row for each core that has a worker, the copies of their requests (latin-1) among them, and totals."""
+        cdef Core *k
+        cdef int core
+        cdef list rows = []
+        for core in range(self.core_count):
+            k = &self.cores[core]
+            if k.state != ABSENT:
+                kept = PyBytes_FromStringAndSize(<char *>k.kept, k.kept_bytes).decode("latin-1") if k.client >= 0 else ""
+                rows.append((core, k.state, k.channel, k.far, k.client, k.seq, k.request, k.pushed_ns, k.waited_ns,
+                             k.condemned, kept, k.drops_told, k.unasked, k.asked))
+        return {"rows": rows, "passed_on": self.passed_on, "own": self.n_own,
+                "counters": [self.n_accepted, self.n_pushed, self.n_queued, self.n_refused, self.n_taken_back,
+                             self.n_clients_gone, self.n_answered]}
+
+    def take_up(self, clients, said, cores, bint suspended):
+        """Go on where the others were called. The listeners have been added, in the same order. cores: None if they
+        are others; suspended: see `suspend`."""
         cdef Connection *c
         cdef int fd, state
         cdef bytes text
-        for fd, state, listener, trusted, id, began_ns, since_ns, content_length, said in clients:
+        self.suspended = self.gathering = suspended
+        for (fd, state, listener, trusted, id, began_ns, since_ns, content_length, _), text in zip(clients, said):
             c = self.open(fd, listener, id)
             c.trusted, c.began_ns, c.content_length = trusted, began_ns, content_length
-            text = said.encode("latin-1")
             if text:
                 self.keep(fd, text, len(text))
             c.state, c.since_ns = state, since_ns
@@ -1440,7 +1448,7 @@ cdef class Front:
         cdef int core, state, channel, far, client
         cdef bytes text
         for (core, state, channel, far, client, seq, request, pushed_ns, waited_ns, condemned, kept, drops_told, unasked,
-             asked) in values["cores"]:
+             asked) in values["rows"]:
             k = &self.cores[core]
             k.channel, k.far, k.client, k.seq, k.request = channel, far, client, seq, request
             k.pushed_ns, k.waited_ns, k.condemned, k.drops_told = pushed_ns, waited_ns, condemned, drops_told

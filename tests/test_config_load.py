@@ -971,3 +971,10 @@ def test_work_grows_with_the_file_and_no_faster(monkeypatch: pytest.MonkeyPatch)
     assert len(added) == 20_002
     assert len(set(searches)) <= spelling.MAX_SUGGESTIONS
     assert len(loaded.warnings) <= 100
+
+
+@pytest.mark.parametrize(("lines", "name", "expected"), WORKING.values(), ids=WORKING.keys())
+def test_settings_survive_as_text(lines: str, name: str, expected: Any) -> None:
+    """An upgrade passes them on as JSON."""
+    settings = ini(lines).settings
+    assert type(settings).model_validate_json(settings.model_dump_json()) == settings

@@ -9,17 +9,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from wsgimaster.errors import ConfigErrors, StartError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from wsgimaster.config.load import Loaded
+    from wsgimaster.config.system import System
     from wsgimaster.settings import Settings
-
-    Reread = Callable[[], tuple[Settings, list[str]]]
+    from wsgimaster.upgrading import Origin
 
 OLDEST_KERNEL = (5, 10)
 OPERATIONS = frozenset(
@@ -52,38 +51,52 @@ def run(arguments: list[str]) -> int:
         return 1
     if arguments and arguments[0] in OPERATIONS:
         return operate(arguments)
-    from wsgimaster.config.load import load  # takes a fifth of a second, and by now SIGTERM has its handler
-    from wsgimaster.config.system import System
-
+    if arguments[:1] == ["simulate"]:
+        return simulate(arguments[1:])
+    handed = os.environ.pop("WSGIMASTER_HANDOVER", "")  # handover.VARIABLE
     try:
-        if arguments[:1] == ["simulate"]:
-            return simulate(arguments[1:])
-        purpose, _, memory = os.environ.pop("WSGIMASTER_HANDOVER", "").partition(" ")  # handover.VARIABLE
-        environ, directory = dict(os.environ), os.getcwd()
-        given = "LISTEN_FDS" in environ or bool(purpose)  # sockets, by systemd, or by the master that we were
+        if handed:
+            return go_on(arguments, handed)
+        from wsgimaster.config.system import System
+
         system = System()  # once: %t and %u mean the same at a reload
-        loaded = load(arguments, environ, directory, system, serves=not given)
+        reader = Reader(arguments, dict(os.environ), os.getcwd(), system, serves="LISTEN_FDS" not in os.environ)
+        loaded = reader.load()
+        if loaded.action in ("version", "help"):
+            print(loaded.text, end="")
+            return 0
+        if loaded.action in ("stop", "reload", "pause", "ping"):
+            return operate_as_uwsgi(loaded.action, loaded.text)
+        return serve(loaded, reader)
     except ConfigErrors as errors:
         for error in errors.errors:
             print(f"wsgimaster: {error}", file=sys.stderr)
         return 1
-    if loaded.action in ("version", "help"):
-        print(loaded.text, end="")
-        return 0
-
-    def reread() -> tuple[Settings, list[str]]:
-        again = load(arguments, environ, directory, system, serves=not given)
-        return again.settings, list(again.warnings)
-
-    if loaded.action in ("stop", "reload", "pause", "ping"):
-        return operate_as_uwsgi(loaded.action, loaded.text)
-    try:
-        if purpose:
-            return go_on(loaded, reread, directory, purpose, int(memory))
-        return serve(loaded, reread, directory)
     except StartError as error:
         print(f"wsgimaster: {error}", file=sys.stderr)
         return 1
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Where the configuration is, and what it may name. serves: it has to have a socket."""
+
+    arguments: list[str]
+    environ: dict[str, str]
+    directory: str
+    system: System
+    serves: bool
+
+    def load(self) -> Loaded:
+        """As it is now. Raises ConfigErrors."""
+        from wsgimaster.config.load import load  # takes a fifth of a second
+
+        return load(self.arguments, self.environ, self.directory, self.system, serves=self.serves)
+
+    def read(self) -> tuple[Settings, list[str]]:
+        """The settings, and warnings."""
+        loaded = self.load()
+        return loaded.settings, list(loaded.warnings)
 
 
 def simulate(arguments: list[str]) -> int:
@@ -120,21 +133,31 @@ def operate_as_uwsgi(action: str, target: str) -> int:
     return operate.signal_pidfile(target, operate.SIGNALS[action])
 
 
-def serve(loaded: Loaded, reread: Reread, directory: str) -> int:
+def serve(loaded: Loaded, reader: Reader) -> int:
     # Only now: --help and a wrong option shouldn't have to wait for the event loop's library.
     from wsgimaster import startup
 
-    return startup.run(loaded.settings, [*loaded.warnings, *loaded.text.splitlines()], reread, directory)
+    return startup.run(loaded.settings, [*loaded.warnings, *loaded.text.splitlines()], reader.read, origin_of(reader))
 
 
-def go_on(loaded: Loaded, reread: Reread, directory: str, purpose: str, memory: int) -> int:
+def go_on(arguments: list[str], handed: str) -> int:
     """We are started by a master that is to be upgraded (upgrading.py), or we are that one, after exec."""
     from wsgimaster import handover, proving, startup  # the proof imports all that the master will
+    from wsgimaster.config.system import System
 
-    state = handover.read(memory)
+    purpose, memory, other = handover.parse(handed)
+    state, said = handover.read(memory)
+    system = System(facts=state.frame.facts)
+    reader = Reader(arguments, dict(os.environ), os.getcwd(), system, serves=False)
     if purpose == handover.PROOF:
-        return proving.prove(loaded.settings, state)
-    return startup.resume(loaded.settings, list(loaded.warnings), state, reread, directory)
+        return proving.prove(*reader.read(), state, other)
+    return startup.resume(state, said, other, reader.read, origin_of(reader))
+
+
+def origin_of(reader: Reader) -> Origin:
+    from wsgimaster.upgrading import Origin
+
+    return Origin(tuple(sys.orig_argv[1:]), reader.directory, reader.system.facts)
 
 
 def unsupported_system(platform: str, release: str) -> str | None:

@@ -116,11 +116,12 @@ class Commands:
     def finish_upgrade(self, reloads: bool) -> None:
         """We are the new version. reloads: the workers aren't, and are to be; else they are being started."""
         if reloads:
-            self.master.upgrader.task = self.reload(Reload.GRACEFUL)
+            self.master.upgrader.end_with(self.reload(Reload.GRACEFUL))
             return
         over = self.master.notifier.reloading()
-        self.master.upgrader.task = self.master.loop.create_task(self._until_serving())
-        self.master.upgrader.task.add_done_callback(lambda _: over())
+        task = self.master.loop.create_task(self._until_serving())
+        task.add_done_callback(lambda _: over())
+        self.master.upgrader.end_with(task)
 
     async def _until_serving(self) -> str:
         overseer, limit = self.master.overseer, self.master.settings.reloading.timeout

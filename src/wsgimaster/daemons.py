@@ -21,7 +21,7 @@ from pathlib import Path
 
 from wsgimaster import hooks, settings
 from wsgimaster.lifecycle import explain
-from wsgimaster.processes import Child, start_session
+from wsgimaster.processes import Child, kill_group, start_session
 from wsgimaster.settings import Daemon
 
 LOOK = 1.0  # seconds between looks at pidfiles, and between signals that tell one to end
@@ -254,11 +254,6 @@ class Daemons:
         self.loop.remove_reader(child.output)
         os.close(child.output)
         return status
-
-
-def kill_group(child: Child, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, number)
 
 
 def running(pidfile: str) -> int:

@@ -1,7 +1,6 @@
 """Every error that wsgimaster raises on purpose; each says whose fault it is and what to do next."""
 
 EXIT_CHECK_FAILED = 23  # `reload-check`: ours
-EXIT_OTHER_WORKERS = 24  # of an upgrade's proof: it works, but can't take over the workers
 EXIT_NO_APP = 22  # `need-app` and no application: uWSGI's UWSGI_FAILED_APP_CODE, which supervisors know
 
 

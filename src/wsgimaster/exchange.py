@@ -30,7 +30,8 @@ class Exchange:
         self.loop = asyncio.get_running_loop()
         self.spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self.heard: dict[socket.socket, bytes] = {}  # conversations in which nothing was answered yet
-        self.answering: dict[asyncio.Task[None], tuple[socket.socket, bytes]] = {}
+        self.answering: dict[socket.socket, bytes] = {}  # what was said, while the answer is being made
+        self.tasks: set[asyncio.Task[None]] = set()
         self.loop.add_reader(listening.fileno(), self._accept)
 
     def close(self) -> None:
@@ -64,8 +65,13 @@ class Exchange:
             self._begin_answer(connection)
 
     def conversations(self) -> list[tuple[int, bytes]]:
-        """All that aren't over: the descriptor, and what was said so far."""
-        return [(one.fileno(), heard) for one, heard in [*self.heard.items(), *self.answering.values()]]
+        """All that aren't answered: the descriptor, and what was said so far."""
+        return [(one.fileno(), heard) for one, heard in [*self.heard.items(), *self.answering.items()]]
+
+    @property
+    def sending(self) -> bool:
+        """Whether an answer is on its way."""
+        return len(self.tasks) > len(self.answering)
 
     def _make_room(self) -> None:
         """Somebody gets the spare descriptor; the next one has to wait until there is one again."""
@@ -100,15 +106,18 @@ class Exchange:
     def _begin_answer(self, connection: socket.socket) -> None:
         self.loop.remove_reader(connection.fileno())
         heard = self.heard.pop(connection)
+        self.answering[connection] = heard
         task = self.loop.create_task(self._say(connection, heard))
-        self.answering[task] = (connection, heard)
-        task.add_done_callback(self.answering.pop)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     async def _say(self, connection: socket.socket, heard: bytes) -> None:
         with connection, contextlib.suppress(OSError, TimeoutError):
-            await asyncio.wait_for(
-                self.loop.sock_sendall(connection, await self.answer(heard, connection)), self.patience
-            )
+            try:
+                answer = await self.answer(heard, connection)
+            finally:
+                del self.answering[connection]
+            await asyncio.wait_for(self.loop.sock_sendall(connection, answer), self.patience)
         self._keep_spare()
 
     def _forget(self, connection: socket.socket) -> None:

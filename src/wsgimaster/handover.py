@@ -15,9 +15,12 @@ Runs in: the master, and the proof.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import struct
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import from_json
@@ -25,12 +28,14 @@ from pydantic_core import from_json
 from wsgimaster.config.reloadable import Values
 from wsgimaster.errors import StartError
 from wsgimaster.lifecycle import Overseer, Post, Slot
-from wsgimaster.settings import Address, Daemon
+from wsgimaster.settings import Address, Daemon, Settings
 
-VARIABLE = "WSGIMASTER_HANDOVER"  # in the environment of the new program: PROOF or RESUME, and the memfd's number
+VARIABLE = "WSGIMASTER_HANDOVER"  # in the new program's environment: PROOF or RESUME, and the numbers of memfds
 PROOF, RESUME = "proof", "resume"
 Text = str  # bytes, each as one character (latin-1)
-Waiting = tuple[int, int, int, bool, int, int, int, int, Text]  # _front.Front.as_values
+Client = tuple[int, int, int, bool, int, int, int, int, int]  # _front.Front.hand_over_clients; the last: bytes it said
+Core = tuple[int, int, int, int, int, int, int, int, int, int, Text, int, bool, bool]  # hand_over_cores
+FORMAT: Literal[1] = 1  # of the frame
 
 
 class Part(BaseModel):
@@ -72,7 +77,11 @@ class Conversation(Part):
 
 
 class Frame(Part):
+    format: Literal[1]  # FORMAT
     version: str  # of the wsgimaster that wrote this
+    proved: str  # what its proof has left for a new version to start with: Proved.resume
+    facts: dict[str, str]  # what %t, %u and so on meant at the first start
+    directory: str  # in which the server works
     fixed: Values  # options that only a restart can change
     descriptors: tuple[int, int]  # (soft, hard) limit for the workers
     listeners: list[Listening]
@@ -83,7 +92,8 @@ class Frame(Part):
     paused: bool
     commanders: list[Conversation]
     probes: list[list[Conversation]]  # by health address
-    clients: list[Waiting]
+    clients: list[Client]
+    touched: dict[str, int | None]  # when files that mean something were last changed, ns
     log: Text  # lines that are not written yet
 
     def inherited(self) -> Iterator[int]:
@@ -110,6 +120,8 @@ class Process(Part):
 
 class ZygoteProcess(Part):
     generation: int
+    lazy: bool
+    soft_signal: int
     control: int
     process: Process
 
@@ -137,6 +149,13 @@ class Posts(Part):
             setattr(overseer, name, getattr(self, name))
 
 
+class Cores(Part):
+    rows: list[Core]
+    passed_on: int
+    own: int
+    counters: list[int]
+
+
 class Running(Part):
     layout: str  # _front.LAYOUT
     binding: Values  # options to which running workers are bound
@@ -147,10 +166,14 @@ class Running(Part):
     zygotes: list[ZygoteProcess]
     daemons: list[Attached]
     ready_cores: dict[int, int]
-    cores: dict[str, Any]  # _front.Front.take_up
+    cores: Cores
+    least: int  # `cheaper`, 0 for none
+    target: int | None  # workers that somebody has asked for
 
     def inherited(self) -> Iterator[int]:
-        yield from (self.board, self.doorbell, *self.cores["fds"])
+        yield from (self.board, self.doorbell)
+        for row in self.cores.rows:
+            yield from row[2:4]  # both ends of its channel
         zygotes = [one.process for one in self.zygotes]
         daemons = [one.process for one in self.daemons]
         for process in (*self.workers.values(), *zygotes, *daemons):
@@ -169,26 +192,65 @@ class State(Part):
         yield from self.running.inherited() if self.running is not None else ()
 
 
-def write(state: State) -> int:
-    """Into a memfd: its number. Raises OSError."""
+class Proved(BaseModel):
+    """What a proof has found out. Its version may say more than ours knows."""
+
+    against_the_workers: list[str]  # why they can't be kept; nothing: they can
+    package: str  # the directory of its program
+    stamp: str  # of the files in there
+    resume: str  # for the same version after exec; nobody else reads it
+
+
+class Resumed(BaseModel):
+    """Proved.resume: the configuration as it was proved, since by now there may be another one on disk."""
+
+    settings: Settings
+    warnings: list[str]
+
+
+def stamp(package: str) -> str:
+    """Changes when a file of the program does. Raises OSError."""
+    files = [path for path in Path(package).rglob("*") if path.suffix in (".py", ".so")]
+    found = sorted((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+    return hashlib.sha256(repr(found).encode()).hexdigest()
+
+
+def parse(text: str) -> tuple[str, int, int]:
+    """VARIABLE's value: the purpose, the memfd of the state, and a second descriptor (the proof's answer, or where
+    signals were noted). Raises StartError."""
+    words = text.split()
+    if len(words) != 3 or words[0] not in (PROOF, RESUME) or not all(word.isdigit() for word in words[1:]):
+        raise StartError(f"{VARIABLE} = {text[:100]!r}: only wsgimaster itself sets that")
+    return words[0], int(words[1]), int(words[2])
+
+
+def memory(content: bytes = b"") -> int:
+    """A memfd with that in it: its number. Raises OSError."""
     fd = os.memfd_create("wsgimaster-handover", os.MFD_CLOEXEC)
     with open(fd, "wb", closefd=False) as file:
-        file.write(state.model_dump_json().encode())
+        file.write(content)
     os.lseek(fd, 0, os.SEEK_SET)
     return fd
 
 
-def read(fd: int) -> State:
+def write(state: State, said: list[bytes]) -> int:
+    """Into a memfd: its number. said: what each client has sent so far. Raises OSError."""
+    text = state.model_dump_json().encode()
+    return memory(b"".join([struct.pack("<Q", len(text)), text, *said]))
+
+
+def read(fd: int) -> tuple[State, list[bytes]]:
     """And close it. Raises StartError if it was written by a version whose frame we don't understand."""
-    with open(fd, "rb") as file:
-        found = from_json(file.read())
     try:
-        frame = Frame.model_validate(found["frame"])
-    except (ValidationError, KeyError, TypeError) as error:
-        raise StartError(
-            f"this version can't take over from the one that runs: a restart is needed ({error})"
-        ) from None
+        with open(fd, "rb") as file:
+            (size,) = struct.unpack("<Q", file.read(8))
+            found = from_json(file.read(size))
+            frame = Frame.model_validate(found["frame"])
+            said = [file.read(client[-1]) for client in frame.clients]
+    except (ValidationError, ValueError, KeyError, TypeError, struct.error, OSError) as error:
+        why = f"this version can't take over from the one that runs: a restart is needed\n{error}"
+        raise StartError(why) from None
     try:
-        return State(frame=frame, running=Running.model_validate(found["running"]))
+        return State(frame=frame, running=Running.model_validate(found["running"])), said
     except (ValidationError, KeyError):
-        return State(frame=frame, running=None)
+        return State(frame=frame, running=None), said

@@ -103,11 +103,13 @@ MAX_ASKED = 32  # forks that the zygote is asked for at a time: its socket holds
 
 
 class Phase(Enum):
-    EMPTY = auto()
-    ASKED = auto()
-    STARTING = auto()
-    READY = auto()
-    LEAVING = auto()
+    """The numbers are handed over to other versions (handover.py)."""
+
+    EMPTY = 1
+    ASKED = 2
+    STARTING = 3
+    READY = 4
+    LEAVING = 5
 
 
 TRANSITIONS: dict[Phase, frozenset[Phase]] = {

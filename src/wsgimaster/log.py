@@ -44,7 +44,8 @@ class LogWriter:
         self._gap_end = 0  # number of the newest entry that was dropped
         self._untold_requests = self._untold_others = 0  # of the dropped lines
         self._cut = False  # the last line in the log lacks its end
-        self._failing = self._closing = self._writing = False
+        self._failing = self._closing = False
+        self._taken: list[Entry] = []  # what the thread is writing
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
@@ -74,14 +75,19 @@ class LogWriter:
 
     def flush(self, seconds: float) -> bytes:
         """Until everything is written, but no longer than this; returns the lines that aren't, which are the caller's
-        from then on."""
+        from then on. What the thread is stuck with counts as dropped: how much of it arrives, nobody knows."""
         with self._changed:
-            self._changed.wait_for(lambda: not (self._requests or self._others or self._writing), seconds)
-            left = sorted([*self._requests, *self._others])
+            self._changed.wait_for(lambda: not (self._requests or self._others or self._taken), seconds)
+            for entry in self._taken:
+                self._count_as_dropped(entry, entry.lines)
+            left = [entry.lines for entry in sorted([*self._requests, *self._others])]
+            if self._untold_requests or self._untold_others:
+                left.insert(0, gap_line(self._untold_requests, self._untold_others))
+                self._untold_requests = self._untold_others = 0
             self._requests.clear()
             self._others.clear()
             self._waiting_bytes = 0
-        return b"".join(entry.lines for entry in left)
+        return b"".join(left)
 
     def _count_as_dropped(self, entry: Entry, lost: bytes) -> None:
         lines = lost.count(b"\n")
@@ -98,11 +104,11 @@ class LogWriter:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._writing = False
+                self._taken = []
                 self._changed.notify_all()  # flush
                 self._changed.wait_for(self._has_work)
                 gap, taken = self._take()
-                self._writing = True
+                self._taken = taken
                 if not any(gap) and not taken:
                     return
             head = b"\n" * self._cut + (gap_line(*gap) if any(gap) else b"")
@@ -121,6 +127,7 @@ class LogWriter:
                 for entry in taken:
                     self._count_as_dropped(entry, entry.lines[max(0, written - start) :])
                     start += len(entry.lines)
+                self._taken = []
                 if self._closing and not taken:
                     return
                 self._changed.wait_for(lambda: self._closing, FAILURE_PAUSE)

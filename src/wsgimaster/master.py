@@ -40,6 +40,7 @@ from wsgimaster.control import Control, ControlSocket
 from wsgimaster.daemons import Daemons
 from wsgimaster.errors import StartError
 from wsgimaster.events import Effect, Event, Reload
+from wsgimaster.exchange import Exchange
 from wsgimaster.handover import State
 from wsgimaster.health import Health
 from wsgimaster.lifecycle import Overseer
@@ -85,11 +86,13 @@ async def keep_going(
 class Prepared(NamedTuple):
     """What start-up has done, and what only it knows how to do again.
 
-    state: of the master that we were before exec, None at a start.
+    state: of the master that we were before exec, None at a start; clients_said: what each of its clients had sent.
     """
 
     origin: Origin
     state: State | None
+    clients_said: list[bytes]
+    signals: int  # where those were noted that came meanwhile, -1 at a start
 
     listeners: list[sockets.Listener]
     health: list[sockets.Listener]
@@ -177,7 +180,7 @@ class Master:
         self.draining = False  # SIGTERM has come, and drain-delay isn't over
         self.fifo = prepared.fifo
         self.daemons = Daemons(self.log.say, self.log.write, self._stop_gracefully)
-        self.touch_files = TouchFiles(self._touch_actions())
+        self.touch_files = TouchFiles(self._touch_actions(), prepared.state.frame.touched if prepared.state else {})
         self.measuring: asyncio.Task[None] | None = None
         self.watching: dict[Callable[[], Awaitable[None]], asyncio.Task[None]] = {}
         self.exit_code: asyncio.Future[int] = self.loop.create_future()
@@ -199,20 +202,23 @@ class Master:
         self.keep_watching()
         if state is None and (said := self.prepared.control.listen()):
             self.log.say(said)
-        self.control = Control(self.prepared.control.socket, self.commands.by_name, self._report_command)
+        self.control = Control(
+            self.prepared.control.socket, self.commands.by_name, partial(self.report_defect, "in a command")
+        )
         self.health = Health([one.socket for one in self.prepared.health], self.unready)
         if self.notifier.watchdog:
             self._feed_watchdog()
         if self.fifo is not None:
             self.loop.add_reader(self.fifo.fd, self._hear_fifo)
         if state is not None:
-            upgrading.resume(self, state)
+            upgrading.resume(self, state, self.prepared.clients_said)
         if state is None or state.running is None:
             self._perform(self.overseer.start())
         if state is not None:
             self.commands.finish_upgrade(reloads=state.running is not None)
         self.daemons.attach(self.settings.daemons)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # they were blocked from before exec on
+        if self.prepared.signals >= 0:
+            upgrading.repeat(self.prepared.signals)
         try:
             code = await self.exit_code
             await self.daemons.end()
@@ -238,6 +244,13 @@ class Master:
             elif task is not None:
                 task.cancel()
 
+    @property
+    def exchanges(self) -> list[Exchange]:
+        """Of the control socket, then of each health address."""
+        assert self.control is not None
+        assert self.health is not None
+        return [self.control.exchange, *self.health.exchanges]
+
     def stop_scaling(self) -> None:
         """Nobody is to start or end because of the load, until keep_watching is called."""
         if (task := self.watching.pop(self.scaler.watch, None)) is not None:
@@ -249,8 +262,8 @@ class Master:
         lines = "".join(traceback.format_exception(error)) if isinstance(error, BaseException) else ""
         self.log.say(f"*** a defect of wsgimaster, please report it: {context.get('message')}\n{lines.rstrip()}")
 
-    def _report_command(self, error: Exception) -> None:
-        self._report_defect(self.loop, {"message": "in a command", "exception": error})
+    def report_defect(self, where: str, error: Exception) -> None:
+        self._report_defect(self.loop, {"message": where, "exception": error})
 
     def _report_unraisable(self, what: "sys.UnraisableHookArgs") -> None:
         """The same for an exception that nobody could take: Python itself would write to stderr, and wait for it."""
@@ -534,14 +547,18 @@ class Master:
         self.harakiri.settings, self.harakiri.mercy = settings.harakiri, settings.processes.reload_mercy
         self.scaler.reconfigure(settings.cheaper)
         if settings.daemons != before.daemons:
-            self.touch_files = TouchFiles(self._touch_actions())
+            self.touch_files = TouchFiles(self._touch_actions(), self.touch_files.seen)
             if (task := self.watching.pop(self._watch_touch_files, None)) is not None:
                 task.cancel()
         self.daemons.reload(settings.daemons)
         self.keep_watching()
         self.prepared.retitle(settings)
-        least, wanted = settings.cheaper.minimum, self.overseer.wanted
-        if before.cheaper.minimum and not least:
+        self.keep_enough_workers(before.cheaper.minimum)
+
+    def keep_enough_workers(self, before: int) -> None:
+        """With the new settings there may be too few. before: what `cheaper` was."""
+        least, wanted = self.settings.cheaper.minimum, self.overseer.wanted
+        if before and not least:
             least = self.overseer.processes
         if wanted and least > wanted:  # later: effects are under way
             self.loop.call_soon(self.handle, events.MoreWanted(least - wanted))
@@ -569,7 +586,7 @@ class Master:
             self.loop.call_soon(self.handle, events.ZygoteGone(generation, 1))
             return
         child.generation = generation
-        self.adopt_zygote(Zygote(generation, child, control, settings))
+        self.adopt_zygote(Zygote(generation, child, control, settings.app.lazy, processes.soft_signal(settings)))
 
     def adopt_zygote(self, zygote: Zygote) -> None:
         """From now on we hear of it."""
@@ -596,8 +613,7 @@ class Master:
             case Kind.LOADED:
                 what = f"the application is loaded in {message.seconds:.1f} s"
                 if message.error:
-                    lazy = zygote.settings.app.lazy
-                    what = "each worker loads the application for itself" if lazy else "there is no application"
+                    what = "each worker loads the application for itself" if zygote.lazy else "there is no application"
                 self.log.say(f"{what} (zygote pid: {zygote.child.pid})")
                 self.handle(events.ZygoteLoaded(zygote.generation))
                 self._tell_if_ready()
@@ -668,7 +684,7 @@ class Master:
         generation = self.overseer.slots[slot - 1].generation
         worker = Child(pid, pidfd, output, tracebacks, generation)
         if generation in self.zygotes:
-            worker.soft_signal = processes.soft_signal(self.zygotes[generation].settings)
+            worker.soft_signal = self.zygotes[generation].soft_signal
         self.adopt_worker(slot, worker)
         self.handle(events.Forked(slot, pid, chance))
 

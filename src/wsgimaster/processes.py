@@ -119,12 +119,16 @@ class Child:
 
 @dataclass(frozen=True, slots=True)
 class Zygote:
-    """The process that forks a generation's workers. settings: with which it was started."""
+    """The process that forks a generation's workers.
+
+    lazy: they load the application; soft_signal: see Child.
+    """
 
     generation: int
     child: Child
     control: socket.socket
-    settings: Settings
+    lazy: bool
+    soft_signal: int
 
 
 def output_pipe() -> tuple[int, int]:
@@ -251,32 +255,41 @@ def start_zygote(
     return Child(pid, pidfd, ours), control
 
 
-def start_proof(command: list[str], environment: dict[str, str], directory: str, state: int) -> Child:
-    """Exec the proof of an upgrade (proving.py) in this directory; it gets the descriptor `state`. Raises OSError."""
-    ours, output = output_pipe()
+def start_proof(command: list[str], environment: dict[str, str], directory: str, inherited: Sequence[int]) -> Child:
+    """Exec the proof of an upgrade (proving.py) in this directory, as the leader of a process group. Raises OSError."""
     here = os.open(".", os.O_PATH | os.O_CLOEXEC)
     try:
-        os.chdir(directory)
-        pid = os.posix_spawn(
-            command[0],
-            command,
-            environment,
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_DUP2, output, 1),
-                (os.POSIX_SPAWN_DUP2, output, 2),
-                (os.POSIX_SPAWN_DUP2, state, state),  # clears close-on-exec
-            ],
-            setsigmask=[],
-        )
-        return Child(pid, os.pidfd_open(pid), ours)
-    except OSError:
-        os.close(ours)
-        raise
+        ours, output = output_pipe()
+        try:
+            os.chdir(directory)
+            pid = os.posix_spawn(
+                command[0],
+                command,
+                environment,
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, output, 1),
+                    (os.POSIX_SPAWN_DUP2, output, 2),
+                    *[(os.POSIX_SPAWN_DUP2, fd, fd) for fd in inherited],  # clears close-on-exec
+                ],
+                setpgroup=0,
+                setsigmask=[],
+            )
+            return Child(pid, os.pidfd_open(pid), ours)
+        except OSError:
+            os.close(ours)
+            raise
+        finally:
+            os.close(output)
     finally:
         os.fchdir(here)
         os.close(here)
-        os.close(output)
+
+
+def kill_group(child: Child, number: int) -> None:
+    """Send the signal to the process group that it leads."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, number)
 
 
 def start_session(

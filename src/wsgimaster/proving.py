@@ -1,7 +1,7 @@
 """The proof: before the master becomes a new version by exec, a child of that version shows that it works. It reads the
 master's state and the configuration, loads the application and has one worker come up; then it ends.
 
-Exit code: 0 if the master can become this version, EXIT_OTHER_WORKERS if it can, but can't keep its workers, else 1;
+What it has found out it writes as `Proved` into a memfd, at the end: who finds nothing there knows that it failed, and
 the last lines of its output say why.
 
 Runs in: a process of its own. It takes no connection, and touches nothing of the server's.
@@ -13,14 +13,16 @@ import signal
 import socket
 import struct
 import time
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from wsgimaster import _process, messages, processes, startup
 from wsgimaster._front import LAYOUT, READY
 from wsgimaster.config.options import Takes
 from wsgimaster.config.reloadable import changes, values
-from wsgimaster.errors import EXIT_NO_APP, EXIT_OTHER_WORKERS, StartError
-from wsgimaster.handover import State
+from wsgimaster.errors import EXIT_NO_APP, StartError
+from wsgimaster.handover import Proved, Resumed, State, stamp
 from wsgimaster.lifecycle import explain, slots_for, why_no_proof
 from wsgimaster.messages import Kind, Message
 from wsgimaster.processes import Child
@@ -28,16 +30,26 @@ from wsgimaster.scoreboard import Scoreboard
 from wsgimaster.settings import Settings
 
 
-def prove(settings: Settings, state: State) -> int:
-    """Returns the exit code. Raises StartError with the reason."""
+def prove(settings: Settings, warnings: Sequence[str], state: State, answer: int) -> int:
+    """Returns the exit code. answer: the memfd. Raises StartError with the reason."""
     _process.die_with_parent(signal.SIGKILL, os.getppid())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    _process.become_subreaper()  # who is forked by a zygote with threads falls to us
     if found := changes(state.frame.fixed, values(settings, Takes.RESTART)):
         raise StartError("\n".join(f"{one}: an upgrade can't change that, a restart does" for one in found))
     startup.check_descriptors(processes.descriptors_needed(settings))
+    startup.change_directory(state.frame.directory)
     Attempt(settings, state.frame.descriptors).run()
-    if obstacles := against_the_workers(settings, state):
-        os.write(2, "".join(f"{one}\n" for one in obstacles).encode())
-        return EXIT_OTHER_WORKERS
+    package = str(Path(__file__).parent)
+    found_out = Proved(
+        against_the_workers=against_the_workers(settings, state),
+        package=package,
+        stamp=stamp(package),
+        resume=Resumed(settings=settings, warnings=list(warnings)).model_dump_json(),
+    )
+    with open(answer, "wb") as file:
+        file.write(found_out.model_dump_json().encode())
     return 0
 
 

@@ -12,7 +12,6 @@ import contextlib
 import os
 import resource
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import uvloop
 from wsgimaster import _process, hooks, privileges, processes, sockets, systemd
 from wsgimaster.control import ControlSocket
 from wsgimaster.errors import StartError
-from wsgimaster.handover import State
+from wsgimaster.handover import Resumed, State
 from wsgimaster.log import say_if_possible
 from wsgimaster.master import Master, Prepared
 from wsgimaster.settings import Settings
@@ -31,11 +30,11 @@ from wsgimaster.upgrading import Origin
 Reread = Callable[[], tuple[Settings, list[str]]]
 
 
-def run(settings: Settings, said: list[str], reread: Reread, directory: str) -> int:
+def run(settings: Settings, said: list[str], reread: Reread, origin: Origin) -> int:
     """Serve until told to stop; returns the exit code.
 
-    said: lines to log first (warnings of the configuration); reread: the configuration as it is then; directory: in
-    which we were started. Raises StartError where the machine refuses.
+    said: lines to log first (warnings of the configuration); reread: the configuration as it is then; origin: how we
+    were started. Raises StartError where the machine refuses.
     """
     given = systemd.activated(os.environ, os.getpid())  # before daemonize: by then we are another process
     notifier = systemd.Notifier(os.environ)
@@ -77,8 +76,10 @@ def run(settings: Settings, said: list[str], reread: Reread, directory: str) -> 
         set_title(settings)
         said = [*said, *([warning] if warning else [])]
         prepared = Prepared(
-            Origin(tuple(sys.orig_argv[1:]), directory),
+            origin,
             None,
+            [],
+            -1,
             listeners,
             health,
             control,
@@ -97,11 +98,14 @@ def run(settings: Settings, said: list[str], reread: Reread, directory: str) -> 
         tidy(settings, [*listeners, *health], [control, fifo], pidfiles)
 
 
-def resume(settings: Settings, said: list[str], state: State, reread: Reread, directory: str) -> int:
-    """The same after exec (upgrading.py): nothing is opened, all of it is there."""
+def resume(state: State, clients_said: list[bytes], signals: int, reread: Reread, origin: Origin) -> int:
+    """The same after exec (upgrading.py): nothing is opened, all of it is there. signals: where those were noted that
+    came meanwhile."""
     frame = state.frame
-    for fd in state.inherited():
+    for fd in (signals, *state.inherited()):
         os.set_inheritable(fd, False)
+    resumed = Resumed.model_validate_json(frame.proved)
+    settings = resumed.settings
     log_file, pidfiles = paths_of(settings)
     notifier = systemd.Notifier({})
     notifier.restore(frame.notifying.address, frame.notifying.watchdog, frame.notifying.is_ready)
@@ -113,19 +117,19 @@ def resume(settings: Settings, said: list[str], state: State, reread: Reread, di
     owner = privileges.future_owner(settings.identity)
     fifo = Fifo(settings.control.fifos, owner, frame.fifo.fd, frame.fifo.active) if frame.fifo is not None else None
     try:
-        if settings.app.chdir:
-            change_directory(settings.app.chdir)
-        _process.become_subreaper()
+        change_directory(frame.directory)
         set_title(settings)
         prepared = Prepared(
-            Origin(tuple(sys.orig_argv[1:]), directory),
+            origin,
             state,
+            clients_said,
+            signals,
             listeners,
             health,
             control,
             fifo,
             frame.descriptors,
-            said,
+            resumed.warnings,
             notifier,
             reread,
             log_file,

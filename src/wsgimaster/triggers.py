@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from wsgimaster.errors import StartError
@@ -29,12 +29,14 @@ class TouchFiles:
     """Files whose change, appearance or disappearance means something. Any other time than before is a change: rsync
     and git may set an older one (uWSGI wants a newer one, in whole seconds).
 
-    actions: a path, and what to do then.
+    actions: a path, and what to do then; seen: when they were changed, for those that were watched before.
     """
 
-    def __init__(self, actions: Iterable[tuple[str, Callable[[], object]]]) -> None:
-        self.actions = list(actions)
-        self.seen = {path: last_change(path) for path, _ in self.actions}
+    def __init__(
+        self, actions: Iterable[tuple[str, Callable[[], object]]], seen: Mapping[str, int | None] | None = None
+    ) -> None:
+        self.actions, before = list(actions), seen or {}
+        self.seen = {path: before[path] if path in before else last_change(path) for path, _ in self.actions}
 
     def missing(self) -> list[str]:
         return [path for path, when in self.seen.items() if when is None]

@@ -12,7 +12,7 @@ Theory of operation
               does, so that they are of the new version, too. If that fails, the old workers go on.
 
 Who serves in between? Workers that accept for themselves (dispatch = auto) go on, what needs the master waits for the
-half second that Python needs to start. Signals are blocked until the new program listens to them, so none is lost.
+half second that Python needs to start. Signals pile up until the new program listens to them, so none is lost.
 
 A version that shares memory with its workers in another way, or a configuration with another number of them, can't
 keep them. Then they end before exec, when they have finished what they had; whoever comes meanwhile waits, for as long
@@ -31,31 +31,36 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 
 from wsgimaster import __version__, events, handover
 from wsgimaster._front import LAYOUT
 from wsgimaster.config.options import Takes
 from wsgimaster.config.reloadable import values
-from wsgimaster.errors import EXIT_OTHER_WORKERS
 from wsgimaster.exchange import Exchange
 from wsgimaster.handover import (
     ActiveFifo,
     Attached,
     ControlListening,
     Conversation,
+    Cores,
     Frame,
     Listening,
     Notifying,
     Posts,
     Process,
+    Proved,
     Running,
     State,
     ZygoteProcess,
 )
 from wsgimaster.lifecycle import Phase, Stopping, explain
-from wsgimaster.processes import Child, Zygote, start_proof
+from wsgimaster.processes import Child, Zygote, kill_group, start_proof
+from wsgimaster.reloading import HEARD
 from wsgimaster.sockets import Listener
 
 if TYPE_CHECKING:
@@ -68,10 +73,12 @@ LOG_PATIENCE = 0.2  # seconds for the log's last lines; what is left then goes a
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """How we were started, and are started again: arguments of Python, and the directory."""
+    """How we were started, and are started again: arguments of Python, the directory, and the facts (config/system.py)
+    of that moment, which the configuration may name."""
 
     arguments: tuple[str, ...]
     directory: str
+    facts: dict[str, str]
 
 
 class Upgrader:
@@ -80,98 +87,129 @@ class Upgrader:
     def __init__(self, master: Master, origin: Origin) -> None:
         self.master, self.origin = master, origin
         self.task: asyncio.Task[str] | None = None
+        self.ending: asyncio.Task[str] | None = None  # the rest of an upgrade that the master before exec has begun
         self.proof: Child | None = None
+        self.signals = Signals()
 
     def upgrade(self) -> asyncio.Task[str]:
         """Its result, if there is one, is why it has failed. Asked for while one is under way, it is that one."""
+        if self.ending is not None:
+            return self.ending
         if self.task is None or self.task.done():
             self.task = self.master.loop.create_task(self._upgrade())
         return self.task
 
+    def end_with(self, task: asyncio.Task[str]) -> None:
+        """Who has asked the master before exec gets this one's result; who asks from now on, another upgrade."""
+        self.ending = task
+
+        def forget() -> None:
+            self.ending = None
+
+        self.master.loop.call_soon(forget)  # behind the first steps of those who were handed over
+
     async def _upgrade(self) -> str:
-        master = self.master
-        master.log.say("upgrade asked for...")
-        async with master.reloader.one_reads:  # who asks for a reload meanwhile gets it from the new version
-            error = await self._take_place()
-        master.reloader.failed += 1
-        master.log.say(f"the upgrade is given up: {error}")
+        say = self.master.log.say
+        say("upgrade asked for...")
+        try:
+            async with self.master.reloader.one_reads:  # who asks for a reload meanwhile gets it from the new version
+                error = await self._take_place()
+        except Exception as failure:
+            self.master.report_defect("in an upgrade", failure)
+            error = f"a defect of wsgimaster, the log has more: {failure!r}"
+        self.master.reloader.failed += 1
+        say(f"the upgrade is given up: {error}")
         return error
 
     async def _take_place(self) -> str:
         """Returns only if it fails: why."""
-        error, keeps_workers = await self._prove()
-        error = error or await self._wait_for_quiet()
-        if error or keeps_workers:
-            return error or await self._settle() or self._become(keeps_workers=True)
+        error, proved = await self._prove()
+        if proved is None:
+            return error
+        if error := await self._wait_for_quiet():
+            return error
+        if not proved.against_the_workers:
+            return await self._settle() or self._become(proved)
         wanted = self.master.overseer.wanted
-        error = await self._end_workers() or await self._settle() or self._become(keeps_workers=False)
+        error = await self._end_workers(proved.against_the_workers) or await self._settle() or self._become(proved)
         self._bring_back(wanted)
         return error
 
     # ---- prove ----
 
-    async def _prove(self) -> tuple[str, bool]:
-        """(why we can't be what is on disk now, or ""; whether the workers could go on)."""
-        master = self.master
-        limit = master.settings.reloading.timeout
+    async def _prove(self) -> tuple[str, Proved | None]:
+        """(why we can't be what is on disk now, what the proof has found out)."""
+        loop, limit = self.master.loop, self.master.settings.reloading.timeout
+        memories: list[int] = []
         try:
-            memory = handover.write(self._state(True, [], {"fds": []}, b""))
-            try:
-                environment = {**os.environ, handover.VARIABLE: f"{handover.PROOF} {memory}"}
-                self.proof = child = start_proof(self._command(), environment, self.origin.directory, memory)
-            finally:
-                os.close(memory)
+            memories.append(handover.write(self._state(None), []))
+            memories.append(handover.memory())
+            self.proof = child = start_proof(
+                self._command(), self._environment(handover.PROOF, memories), self.origin.directory, memories
+            )
         except OSError as error:
-            return f"it can't be tried: {error.strerror}: {error.filename}", False
-        heard: list[bytes] = []
-        ended: asyncio.Future[None] = master.loop.create_future()
+            for fd in memories:
+                os.close(fd)
+            return f"it can't be tried: {error.strerror}: {error.filename}", None
+        heard = b""
+        ended: asyncio.Future[None] = loop.create_future()
 
         def write(lines: bytes) -> None:
-            heard.append(lines)
-            master.log.write(lines)
+            nonlocal heard
+            heard = (heard + lines)[-HEARD:]
+            self.master.log.write(lines)
 
         def take() -> None:
             if not child.take_output(write):
-                master.loop.remove_reader(child.output)
+                loop.remove_reader(child.output)
 
         def gone() -> None:
-            master.loop.remove_reader(child.pidfd)
-            if not ended.done():
-                ended.set_result(None)
+            loop.remove_reader(child.pidfd)
+            ended.set_result(None)
 
-        master.loop.add_reader(child.output, take)
-        master.loop.add_reader(child.pidfd, gone)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(ended, limit)
+        loop.add_reader(child.output, take)
+        loop.add_reader(child.pidfd, gone)
+        await asyncio.wait([ended], timeout=limit)
+        late = not ended.done()
+        kill_group(child, signal.SIGKILL)  # whoever is left of it
+        await ended
         status = self._end_proof()
         child.take_output(write)
         write(child.lines.feed(b""))
         os.close(child.output)
-        if not ended.cancelled() and status in (0, EXIT_OTHER_WORKERS):
-            return "", status == 0
-        why = f"it doesn't work ({explain(status)})"
-        if ended.cancelled():
-            why = f"it was not ready within {limit:g} s (reload-timeout)"
-        return f"{why}\n{b''.join(heard).decode('utf-8', 'backslashreplace')}".rstrip(), False
+        os.close(memories[0])
+        with open(memories[1], "rb") as answer:
+            answer.seek(0)  # the position is the proof's, too
+            text = answer.read()
+        words = heard.decode("utf-8", "backslashreplace")
+        if late:
+            return f"it was not ready within {limit:g} s (reload-timeout)\n{words}".rstrip(), None
+        try:
+            return "", Proved.model_validate_json(text)
+        except ValidationError:
+            return f"it doesn't work ({explain(status)})\n{words}".rstrip(), None
+
+    def _command(self) -> list[str]:
+        return [sys.executable, *self.origin.arguments]
+
+    def _environment(self, purpose: str, memories: Iterable[int]) -> dict[str, str]:
+        return {**os.environ, handover.VARIABLE: " ".join([purpose, *map(str, memories)])}
 
     def give_up(self) -> None:
         """The server ends."""
         if self.task is not None:
             self.task.cancel()
         if self.proof is not None:
+            kill_group(self.proof, signal.SIGKILL)
             self._end_proof()
 
     def _end_proof(self) -> int:
-        """Kill it if it still runs; its exit code, or minus the signal."""
+        """It has been killed, or has ended: its exit code, or minus the signal."""
         child, self.proof = self.proof, None
         assert child is not None
         self.master.loop.remove_reader(child.output)
         self.master.loop.remove_reader(child.pidfd)
-        child.kill()
         return child.reap()
-
-    def _command(self) -> list[str]:
-        return [sys.executable, *self.origin.arguments]
 
     # ---- settle ----
 
@@ -185,21 +223,25 @@ class Upgrader:
         return ""
 
     async def _settle(self) -> str:
-        """The same, and all signals are blocked afterwards; those that came before have been heard."""
+        """The same, and signals only pile up from then on."""
         while True:
             if obstacle := await self._wait_for_quiet():
                 return obstacle
-            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-            await asyncio.sleep(0)  # for them, and for whatever else the loop has to do
-            await asyncio.sleep(0)
-            if not self._obstacle():
-                return ""
-            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            self.signals.hold()
+            try:
+                await asyncio.sleep(0)  # for signals that came before, and for whatever else the loop has to do
+                await asyncio.sleep(0)
+                if not self._obstacle():
+                    return ""
+            except BaseException:
+                self.signals.release()
+                raise
+            self.signals.release()
 
-    async def _end_workers(self) -> str:
+    async def _end_workers(self, why: list[str]) -> str:
         """Requests wait, and the workers leave when they have finished theirs."""
         master = self.master
-        master.log.say("this upgrade can't keep the workers: requests wait until new ones serve")
+        master.log.say(f"this upgrade can't keep the workers ({'; '.join(why)}): requests wait until new ones serve")
         master.stop_scaling()
         master.front.suspend(True)
         master.handle(events.NobodyWanted())
@@ -231,47 +273,60 @@ class Upgrader:
             return "a worker is being forked"
         if overseer.zygotes.get(overseer.generation) is None:
             return "the application is being loaded"
-        return "a request is being ended (harakiri)" if self.master.harakiri.ending else ""
+        if self.master.harakiri.ending:
+            return "a request is being ended (harakiri)"
+        daemons = self.master.daemons
+        if daemons.told or daemons.others:
+            return "an attached daemon is being ended" if daemons.told else "a command for a touched file runs"
+        if any(exchange.sending for exchange in self.master.exchanges):
+            return "somebody is being answered"
+        return ""
 
     # ---- become ----
 
-    def _become(self, keeps_workers: bool) -> str:
-        """Doesn't return, unless it fails: why."""
+    def _become(self, proved: Proved) -> str:
+        """Doesn't return, unless it fails: why. Then everything is as it was."""
         master = self.master
-        here = os.open(".", os.O_PATH | os.O_CLOEXEC)
-        kept: list[int] = []
-        left = b""
-        try:
-            left = master.log.flush(LOG_PATIENCE)
-            state = self._state(keeps_workers, *master.front.hand_over(), left)
-            memory = handover.write(state)
-            kept = [memory, *state.inherited()]
-            for fd in kept:
-                os.set_inheritable(fd, True)
-            os.chdir(self.origin.directory)
-            environment = {**os.environ, handover.VARIABLE: f"{handover.RESUME} {memory}"}
-            os.execve(sys.executable, self._command(), environment)
-        except OSError as error:
-            why = f"{error.strerror}: {error.filename}"
-        os.fchdir(here)
-        os.close(here)
-        for fd in kept:
-            os.set_inheritable(fd, False)
-        if kept:
-            os.close(kept[0])
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        master.log.write(left)
+        left, why = b"", ""
+        with ExitStack() as undo:
+            undo.callback(self.signals.release)
+            try:
+                left = master.log.flush(LOG_PATIENCE)
+                clients, said = master.front.hand_over_clients()
+                if handover.stamp(proved.package) != proved.stamp:
+                    raise OSError(0, "the program has changed since it was proved", proved.package)
+                state = self._state(proved, clients, left)
+                memory = handover.write(state, said)
+                undo.callback(os.close, memory)
+                for fd in [memory, self.signals.heard, *state.inherited()]:
+                    os.set_inheritable(fd, True)
+                    undo.callback(os.set_inheritable, fd, False)
+                here = os.open(".", os.O_PATH | os.O_CLOEXEC)
+                undo.callback(os.close, here)
+                undo.callback(os.fchdir, here)
+                os.chdir(self.origin.directory)
+                if master.notifier.watchdog:
+                    master.notifier.alive()
+                environment = self._environment(handover.RESUME, [memory, self.signals.heard])
+                os.execve(sys.executable, self._command(), environment)
+            except OSError as error:
+                why = f"{error.strerror}: {error.filename}"
+            finally:
+                undo.callback(master.log.write, left)
         return why
 
-    def _state(
-        self, keeps_workers: bool, clients: Sequence[tuple[Any, ...]], cores: dict[str, Any], log: bytes
-    ) -> State:
-        """As of now. clients, cores: what the front hands over; log: lines that aren't written yet."""
+    def _state(self, proved: Proved | None, clients: Sequence[tuple[Any, ...]] = (), log: bytes = b"") -> State:
+        """As of now. proved: what the proof has found out, None before; clients: rows of the front; log: lines that
+        aren't written yet."""
         master, prepared = self.master, self.master.prepared
         assert master.control is not None
         assert master.health is not None
         frame = Frame(
+            format=handover.FORMAT,
             version=__version__,
+            proved=proved.resume if proved is not None else "",
+            facts=self.origin.facts,
+            directory=os.getcwd(),
             fixed=values(master.settings, Takes.RESTART),
             descriptors=prepared.descriptors,
             listeners=_listening(prepared.listeners),
@@ -285,9 +340,10 @@ class Upgrader:
             commanders=_conversations(master.control.exchange),
             probes=[_conversations(one) for one in master.health.exchanges],
             clients=list(clients),
+            touched=master.touch_files.seen,
             log=log.decode("latin-1"),
         )
-        if not keeps_workers:
+        if proved is not None and proved.against_the_workers:
             return State(frame=frame, running=None)
         running = Running(
             layout=LAYOUT,
@@ -297,23 +353,64 @@ class Upgrader:
             posts=Posts.model_validate(master.overseer),
             workers={slot: _process(child) for slot, child in master.workers.items()},
             zygotes=[
-                ZygoteProcess(generation=one.generation, control=one.control.fileno(), process=_process(one.child))
+                ZygoteProcess(
+                    generation=one.generation,
+                    lazy=one.lazy,
+                    soft_signal=one.soft_signal,
+                    control=one.control.fileno(),
+                    process=_process(one.child),
+                )
                 for one in master.zygotes.values()
             ],
             daemons=[
                 Attached(daemon=daemon, process=_process(child)) for daemon, child in master.daemons.children.items()
             ],
             ready_cores=master.ready_cores,
-            cores=cores,
+            cores=Cores.model_validate(master.front.hand_over_cores()),
+            least=master.settings.cheaper.minimum,
+            target=master.scaler.memory.target,
         )
         return State(frame=frame, running=running)
+
+
+class Signals:
+    """Those that come while nobody can act on them, from before exec until the new program's loop runs.
+
+    Blocking them isn't enough: other threads may take them, and then Python would have been told, which is forgotten by
+    exec. Python writes the number of each into a descriptor; here it is one that exec keeps.
+    """
+
+    def __init__(self) -> None:
+        self.heard, self.ours, self.usual = -1, -1, -1
+
+    def hold(self) -> None:
+        self.heard, self.ours = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        self.usual = signal.set_wakeup_fd(self.ours, warn_on_full_buffer=False)
+
+    def release(self) -> None:
+        signal.set_wakeup_fd(self.usual)
+        os.close(self.ours)
+        repeat(self.heard)
+
+
+def repeat(heard: int) -> None:
+    """Let the signals come that were noted there and those that were blocked; closes it."""
+    numbers = b""
+    with contextlib.suppress(BlockingIOError):
+        numbers = os.read(heard, 1 << 16)
+    os.close(heard)
+    for number in set(numbers):
+        os.kill(os.getpid(), number)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 # ---- resume ----
 
 
-def resume(master: Master, state: State) -> None:
-    """Go on where the master before exec stood: everything that it had, this one has now."""
+def resume(master: Master, state: State, said: Sequence[bytes]) -> None:
+    """Go on where the master before exec stood: everything that it had, this one has now. said: what each client has
+    sent so far."""
     frame, running = state.frame, state.running
     master.log.write(frame.log.encode("latin-1"))
     versions = f"from version {frame.version} to {__version__}"
@@ -321,27 +418,33 @@ def resume(master: Master, state: State) -> None:
     for line in master.prepared.said:
         master.log.say(line)
     if running is not None:
-        running.posts.restore(master.overseer)
-        master.ready_cores.update(running.ready_cores)
-        for slot, process in running.workers.items():
-            master.adopt_worker(slot, _child(process))
-        for one in running.zygotes:
-            control = socket.socket(fileno=one.control)
-            control.setblocking(False)
-            master.adopt_zygote(Zygote(one.generation, _child(one.process), control, master.settings))
-        for attached in running.daemons:
-            master.daemons.adopt(attached.daemon, _child(attached.process))
-        if master.overseer.wanted < master.overseer.processes:
-            master.scaler.needed = True  # somebody may have asked for fewer
-            master.keep_watching()
-    master.front.take_up(frame.clients, running.cores if running is not None else None)
+        _take_up_processes(master, running)
+    cores = None if running is None else running.cores.model_dump()
+    master.front.take_up(frame.clients, said, cores, frame.paused)
     master.commands.pause(frame.paused)
-    assert master.control is not None
-    assert master.health is not None
     conversations = [frame.commanders, *frame.probes]
-    for exchange, some in zip([master.control.exchange, *master.health.exchanges], conversations, strict=True):
+    for exchange, some in zip(master.exchanges, conversations, strict=True):
         for talk in some:
             exchange.take_up(socket.socket(fileno=talk.fd), talk.heard.encode("latin-1"))
+
+
+def _take_up_processes(master: Master, running: Running) -> None:
+    running.posts.restore(master.overseer)
+    master.ready_cores.update(running.ready_cores)
+    for slot, process in running.workers.items():
+        master.adopt_worker(slot, _child(process))
+    for one in running.zygotes:
+        control = socket.socket(fileno=one.control)
+        control.setblocking(False)
+        master.adopt_zygote(Zygote(one.generation, _child(one.process), control, one.lazy, one.soft_signal))
+    for attached in running.daemons:
+        master.daemons.adopt(attached.daemon, _child(attached.process))
+    if running.target is not None:
+        master.scaler.ask_for(running.target)
+    if master.overseer.wanted < master.overseer.processes:
+        master.scaler.needed = True  # somebody may have asked for fewer
+    master.keep_watching()
+    master.keep_enough_workers(running.least)
 
 
 def _child(process: Process) -> Child:

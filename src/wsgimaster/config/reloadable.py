@@ -1,23 +1,24 @@
 """What a reload, or an upgrade, can't change while the server runs."""
 
 from wsgimaster.config.options import OPTIONS, Option, Takes
-from wsgimaster.settings import Settings
+from wsgimaster.settings import Address, Family, Settings
 
-Values = dict[str, str]  # options by their usual names, with their values as text
+Values = dict[str, tuple[str, str]]  # by field: the option's usual name, and its value as text
 
 
 def values(settings: Settings, takes: Takes) -> Values:
     """Of the options whose change takes that."""
-    found: dict[str, tuple[str, str]] = {}  # by field: several options may set it
+    found: Values = {}
     for option in OPTIONS:
-        if option.field and option.takes is takes:
+        if option.field and option.takes is takes:  # several options may set it
             found.setdefault(option.field, (option.names[0], _text(_value(settings, option))))
-    return dict(found.values())
+    return found
 
 
 def changes(old: Values, new: Values) -> list[str]:
-    """Those that differ, each with both values: `threads: 4 -> 8`. Two versions may not know the same options."""
-    return [f"{name}: {old[name]} -> {new[name]}" for name in old if name in new and old[name] != new[name]]
+    """Those that differ, each with both values: `threads: 4 -> 8`. Two versions may not know the same fields."""
+    both = [(old[field], new[field]) for field in old if field in new]
+    return [f"{name}: {before} -> {after}" for (name, before), (_, after) in both if before != after]
 
 
 def beyond_a_reload(old: Settings, new: Settings) -> list[str]:
@@ -36,5 +37,8 @@ def _value(settings: Settings, option: Option) -> object:
 
 def _text(value: object) -> str:
     if isinstance(value, tuple):
-        return " ".join(str(getattr(one, "name", one)) for one in value) or "none"
+        return " ".join(map(_text, value)) or "none"
+    if isinstance(value, Address):
+        kind = f" ({value.family})" if value.family is Family.ABSTRACT else ""
+        return f"{value.protocol}://{value.name}{kind}"
     return "none" if value is None else str(value)
