@@ -62,6 +62,26 @@ def stalled_log(pipe, limit):
     return log
 
 
+def test_flush_waits_for_everything(pipe):
+    log = LogWriter(pipe[1])
+    log.say("one")
+    assert log.flush(5.0) == b""
+    assert os.read(pipe[0], 100) == b"one\n"
+
+
+def test_flush_gives_back_what_a_stalled_log_does_not_take(pipe):
+    """In its order, with a line that says what may be missing before it."""
+    log = stalled_log(pipe, limit=1 << 20)
+    log.write(b"second\n", requests=True)
+    log.write(b"third\n")
+    left = log.flush(0.05)
+    assert re.fullmatch(GAP.encode() + b".*\nsecond\nthird\n", left)
+    assert re.search(GAP, left.decode()).groups() == ("1", "0", "1")
+    assert log.flush(0.05) == b""
+    read_all(pipe[0], until=b"\n")
+    log.close(5.0)
+
+
 STALLS = {  # R: a request's line, E: any other; three of them may wait
     "all have room": ("E1 R2 E3", "E1 R2 E3"),
     "the oldest requests go": ("R1 R2 R3 R4 R5", "(2 0) R3 R4 R5"),

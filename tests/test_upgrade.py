@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import shutil
 import signal
@@ -263,6 +264,20 @@ def test_what_is_broken_is_not_taken(
     installed.deploy("VERSION = 'three'")
     assert succeeded(installed.upgrade())
     assert installed.versions() == {"three"}
+
+
+@pytest.mark.parametrize("value", ["resume", "proof 7", "again 7 8", "resume 7 x", "resume 97 98"])
+def test_what_only_a_master_says_to_itself(value: str) -> None:
+    done = subprocess.run(
+        [*WSGIMASTER, "--http-socket", "127.0.0.1:0", "--module", "wsgimaster.demo"],
+        env={**os.environ, "WSGIMASTER_HANDOVER": value},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert re.match("wsgimaster: (WSGIMASTER_HANDOVER = .*: only wsgimaster itself|this version can't)", done.stderr)
 
 
 # ---- with other workers ----

@@ -144,6 +144,7 @@ def go_on(arguments: list[str], handed: str) -> int:
     """We are started by a master that is to be upgraded (upgrading.py), or we are that one, after exec."""
     from wsgimaster import handover, proving, startup  # the proof imports all that the master will
     from wsgimaster.config.system import System
+    from wsgimaster.master import Before
 
     purpose, memory, other = handover.parse(handed)
     state, said = handover.read(memory)
@@ -151,7 +152,7 @@ def go_on(arguments: list[str], handed: str) -> int:
     reader = Reader(arguments, dict(os.environ), os.getcwd(), system, serves=False)
     if purpose == handover.PROOF:
         return proving.prove(*reader.read(), state, other)
-    return startup.resume(state, said, other, reader.read, origin_of(reader))
+    return startup.resume(Before(state, said, other), reader.read, origin_of(reader))
 
 
 def origin_of(reader: Reader) -> Origin:

@@ -26,7 +26,7 @@ NOT_HERE = {
     "B": "there is no emperor to ask for reinforcements",
     "E": "there is no emperor",
     "S": "there are no subscriptions",
-    "f": "the master doesn't fork itself; reloads keep the listening sockets open",
+    "f": "the master doesn't fork itself; wsgimaster upgrade executes it anew, in place",
 }
 
 

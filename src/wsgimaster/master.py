@@ -83,17 +83,29 @@ async def keep_going(
         await asyncio.sleep(pause)
 
 
-class Prepared(NamedTuple):
-    """What start-up has done, and what only it knows how to do again.
+class Before(NamedTuple):
+    """What the master before exec has left (upgrading.py)."""
 
-    state: of the master that we were before exec, None at a start; clients_said: what each of its clients had sent.
-    """
+    state: State
+    clients_said: list[bytes]  # what each of its clients had sent
+    signals: int  # a descriptor: those that have come since
+
+
+class Again(NamedTuple):
+    """What only start-up knows how to do again."""
 
     origin: Origin
-    state: State | None
-    clients_said: list[bytes]
-    signals: int  # where those were noted that came meanwhile, -1 at a start
+    configuration: Callable[[], tuple[Settings, list[str]]]  # with warnings; takes a tenth of a second
+    log_file: str | None  # its path
+    open_log: Callable[[], None]  # once more, since somebody may have moved it
+    write_pidfiles: Callable[[], None]
+    retitle: Callable[[Settings], None]
 
+
+class Prepared(NamedTuple):
+    """What start-up has done. before: None at a start."""
+
+    before: Before | None
     listeners: list[sockets.Listener]
     health: list[sockets.Listener]
     control: ControlSocket
@@ -101,11 +113,7 @@ class Prepared(NamedTuple):
     descriptors: tuple[int, int]  # (soft, hard) limit for the workers
     said: list[str]  # lines to log first
     notifier: Notifier
-    configuration: Callable[[], tuple[Settings, list[str]]]  # with warnings; takes a tenth of a second
-    log_file: str | None  # its path
-    open_log: Callable[[], None]  # once more, since somebody may have moved it
-    write_pidfiles: Callable[[], None]
-    retitle: Callable[[Settings], None]
+    again: Again
 
 
 class Master:
@@ -118,7 +126,8 @@ class Master:
         self.log = LogWriter(2)
         self.threads = settings.processes.threads
         cores = lifecycle.slots_for(settings.processes.processes) * self.threads
-        running = prepared.state.running if prepared.state is not None else None
+        before = prepared.before
+        running = before.state.running if before is not None else None
         self.board = Scoreboard(cores, None if running is None else (running.board, running.doorbell))
         self.cpus = machine.cpus()
         self.reserve = processes.Reserve(self.threads)
@@ -164,8 +173,8 @@ class Master:
             self._stop_gracefully,
             self.log.say,
         )
-        self.reloader = Reloader(prepared.configuration, self.overseer, self.handle, self.log.say)
-        self.upgrader = Upgrader(self, prepared.origin)
+        self.reloader = Reloader(prepared.again.configuration, self.overseer, self.handle, self.log.say)
+        self.upgrader = Upgrader(self, prepared.again.origin)
         self.zygotes: dict[int, Zygote] = {}  # by generation
         self.workers: dict[int, Child] = {}  # by slot
         self.pipes: dict[int, list[int]] = {}  # output and tracebacks of workers whose pid isn't known yet, by slot
@@ -180,7 +189,7 @@ class Master:
         self.draining = False  # SIGTERM has come, and drain-delay isn't over
         self.fifo = prepared.fifo
         self.daemons = Daemons(self.log.say, self.log.write, self._stop_gracefully)
-        self.touch_files = TouchFiles(self._touch_actions(), prepared.state.frame.touched if prepared.state else {})
+        self.touch_files = TouchFiles(self._touch_actions(), before.state.frame.touched if before is not None else {})
         self.measuring: asyncio.Task[None] | None = None
         self.watching: dict[Callable[[], Awaitable[None]], asyncio.Task[None]] = {}
         self.exit_code: asyncio.Future[int] = self.loop.create_future()
@@ -188,8 +197,8 @@ class Master:
     async def run(self) -> int:
         """From the first zygote to the last log line; returns the exit code."""
         self.commands.watch_signals()
-        state = self.prepared.state
-        if state is None:
+        before = self.prepared.before
+        if before is None:
             self._banner()
         self.loop.set_exception_handler(self._report_defect)
         sys.unraisablehook = self._report_unraisable
@@ -200,7 +209,7 @@ class Master:
         self.loop.add_reader(self.front.epoll_fd, self.front.on_ready)
         self.loop.call_later(HOUSEKEEPING, self._housekeep)
         self.keep_watching()
-        if state is None and (said := self.prepared.control.listen()):
+        if before is None and (said := self.prepared.control.listen()):
             self.log.say(said)
         self.control = Control(
             self.prepared.control.socket, self.commands.by_name, partial(self.report_defect, "in a command")
@@ -210,15 +219,15 @@ class Master:
             self._feed_watchdog()
         if self.fifo is not None:
             self.loop.add_reader(self.fifo.fd, self._hear_fifo)
-        if state is not None:
-            upgrading.resume(self, state, self.prepared.clients_said)
-        if state is None or state.running is None:
+        if before is not None:
+            upgrading.resume(self, before.state, before.clients_said)
+        if before is None or before.state.running is None:
             self._perform(self.overseer.start())
-        if state is not None:
-            self.commands.finish_upgrade(reloads=state.running is not None)
+        if before is not None:
+            self.commands.finish_upgrade(reloads=before.state.running is not None)
         self.daemons.attach(self.settings.daemons)
-        if self.prepared.signals >= 0:
-            upgrading.repeat(self.prepared.signals)
+        if before is not None:
+            upgrading.repeat(before.signals)
         try:
             code = await self.exit_code
             await self.daemons.end()
@@ -499,13 +508,13 @@ class Master:
     def log_again(self) -> None:
         """Somebody has moved the log file: write to a new one."""
         try:
-            self.prepared.open_log()
+            self.prepared.again.open_log()
         except StartError as error:
             self.log.say(str(error))
 
     def rotate_log(self) -> None:
         """Move the log file away ourselves, with the time behind its name as uWSGI does, and write to a new one."""
-        path = self.prepared.log_file
+        path = self.prepared.again.log_file
         if path is None:
             self.log.say("there is no log file to rotate (logto names one)")
             return
@@ -520,7 +529,7 @@ class Master:
 
     def write_pidfiles(self) -> None:
         try:
-            self.prepared.write_pidfiles()
+            self.prepared.again.write_pidfiles()
         except StartError as error:
             self.log.say(str(error))
 
@@ -552,7 +561,7 @@ class Master:
                 task.cancel()
         self.daemons.reload(settings.daemons)
         self.keep_watching()
-        self.prepared.retitle(settings)
+        self.prepared.again.retitle(settings)
         self.keep_enough_workers(before.cheaper.minimum)
 
     def keep_enough_workers(self, before: int) -> None:

@@ -20,9 +20,9 @@ import uvloop
 from wsgimaster import _process, hooks, privileges, processes, sockets, systemd
 from wsgimaster.control import ControlSocket
 from wsgimaster.errors import StartError
-from wsgimaster.handover import Resumed, State
+from wsgimaster.handover import Resumed
 from wsgimaster.log import say_if_possible
-from wsgimaster.master import Master, Prepared
+from wsgimaster.master import Again, Before, Master, Prepared
 from wsgimaster.settings import Settings
 from wsgimaster.triggers import Fifo
 from wsgimaster.upgrading import Origin
@@ -41,8 +41,8 @@ def run(settings: Settings, said: list[str], reread: Reread, origin: Origin) -> 
     identity = settings.identity
     if identity.umask is not None:
         os.umask(identity.umask)
-    log_file, pidfiles = paths_of(settings)
-    redirect_log(log_file)
+    again, pidfiles = ways_to_do_it_again(settings, reread, origin)
+    redirect_log(again.log_file)
     run_hooks(settings.hooks.asap, "asap")
     if identity.daemonize is not None:
         leave_terminal()
@@ -75,38 +75,20 @@ def run(settings: Settings, said: list[str], reread: Reread, origin: Origin) -> 
         _process.become_subreaper()
         set_title(settings)
         said = [*said, *([warning] if warning else [])]
-        prepared = Prepared(
-            origin,
-            None,
-            [],
-            -1,
-            listeners,
-            health,
-            control,
-            fifo,
-            descriptors,
-            said,
-            notifier,
-            reread,
-            log_file,
-            lambda: redirect_log(log_file),
-            lambda: write_pidfiles(pidfiles),
-            set_title,
-        )
+        prepared = Prepared(None, listeners, health, control, fifo, descriptors, said, notifier, again)
         return serve(settings, prepared)
     finally:
         tidy(settings, [*listeners, *health], [control, fifo], pidfiles)
 
 
-def resume(state: State, clients_said: list[bytes], signals: int, reread: Reread, origin: Origin) -> int:
-    """The same after exec (upgrading.py): nothing is opened, all of it is there. signals: where those were noted that
-    came meanwhile."""
-    frame = state.frame
-    for fd in (signals, *state.inherited()):
+def resume(before: Before, reread: Reread, origin: Origin) -> int:
+    """The same after exec (upgrading.py): nothing is opened, all of it is there."""
+    frame = before.state.frame
+    for fd in (before.signals, *before.state.inherited()):
         os.set_inheritable(fd, False)
     resumed = Resumed.model_validate_json(frame.proved)
     settings = resumed.settings
-    log_file, pidfiles = paths_of(settings)
+    again, pidfiles = ways_to_do_it_again(settings, reread, origin)
     notifier = systemd.Notifier({})
     notifier.restore(frame.notifying.address, frame.notifying.watchdog, frame.notifying.is_ready)
     listeners, health = (
@@ -120,34 +102,20 @@ def resume(state: State, clients_said: list[bytes], signals: int, reread: Reread
         change_directory(frame.directory)
         set_title(settings)
         prepared = Prepared(
-            origin,
-            state,
-            clients_said,
-            signals,
-            listeners,
-            health,
-            control,
-            fifo,
-            frame.descriptors,
-            resumed.warnings,
-            notifier,
-            reread,
-            log_file,
-            lambda: redirect_log(log_file),
-            lambda: write_pidfiles(pidfiles),
-            set_title,
+            before, listeners, health, control, fifo, frame.descriptors, resumed.warnings, notifier, again
         )
         return serve(settings, prepared)
     finally:
         tidy(settings, [*listeners, *health], [control, fifo], pidfiles)
 
 
-def paths_of(settings: Settings) -> tuple[str | None, list[str | None]]:
-    """The log file and the pidfiles, from the root: they are used after chdir, too."""
+def ways_to_do_it_again(settings: Settings, reread: Reread, origin: Origin) -> tuple[Again, list[str | None]]:
+    """And the pidfiles. All paths are from the root, since they are used after chdir, too."""
     identity = settings.identity
     paths = (settings.logging.file or identity.daemonize, identity.pidfile, identity.pidfile_late)
     log_file, *pidfiles = [path and str(Path(path).absolute()) for path in paths]
-    return log_file, pidfiles
+    again = Again(origin, reread, log_file, lambda: redirect_log(log_file), lambda: write_pidfiles(pidfiles), set_title)
+    return again, pidfiles
 
 
 def serve(settings: Settings, prepared: Prepared) -> int:

@@ -12,7 +12,9 @@ NAMES = 38  # characters of the first column; longer names push their help to th
 def help_text(width: int) -> str:
     """Return the help of all options for a terminal of `width` characters."""
     blocks = ["Usage: wsgimaster [options] [file.ini ...]\n       wsgimaster simulate --help"]
-    blocks[0] += "\n       wsgimaster reload|stop|workers --help\n       wsgimaster recycle|scale|pause|resume --help"
+    blocks[0] += (
+        "\n       wsgimaster reload|stop|workers --help\n       wsgimaster upgrade|recycle|scale|pause|resume --help"
+    )
     for subject, options in TABLE.items():
         blocks.append("\n".join([f"{subject}:", *(line for option in options for line in _row(option, width))]))
     return "\n\n".join(blocks) + "\n"
