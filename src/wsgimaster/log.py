@@ -80,6 +80,7 @@ class LogWriter:
             self._changed.wait_for(lambda: not (self._requests or self._others or self._taken), seconds)
             for entry in self._taken:
                 self._count_as_dropped(entry, entry.lines)
+            self._taken = []
             left = [entry.lines for entry in sorted([*self._requests, *self._others])]
             if self._untold_requests or self._untold_others:
                 left.insert(0, gap_line(self._untold_requests, self._untold_others))
