@@ -33,6 +33,7 @@ cdef extern from * nogil:
     #include <stdint.h>
     #include <string.h>
     #include <sys/prctl.h>
+    #include <sys/resource.h>
     #include <sys/syscall.h>
     #include <sys/wait.h>
     #include <time.h>
@@ -93,14 +94,16 @@ cdef extern from * nogil:
         return pid;
     }
 
-    /* A program in a session of its own; its pid, or -1 with errno. The process has threads, so that only what
-       signal-safety(7) lists may be called between fork and exec. Exit codes of a child that doesn't get so far: 126, it
-       can't become that user or enter that directory; 127, the program can't be executed. */
+    /* A program in a session of its own; its pid, or -1 with errno. We have threads, so that between fork and exec only
+       system calls are made, nothing that takes a lock. Exit codes of a child that doesn't get so far: 126, it can't
+       become that user or enter that directory; 127, the program can't be executed. */
     static pid_t spawn_session(const char *program, char *const arguments[], char *const environment[],
-                               const char *directory, int null, int output, int uid, int gid, int death_signal) {
+                               const char *directory, int null, int output, int64_t uid, int64_t gid,
+                               const struct rlimit *descriptors, int death_signal) {
         pid_t parent = getpid(), pid = fork();
         if (pid) return pid;
         sigset_t none;
+        gid_t group = (gid_t)gid;
         sigemptyset(&none);
         for (int number = 1; number <= SIGRTMAX; number++) signal(number, SIG_DFL);  /* Python ignores some */
         sigprocmask(SIG_SETMASK, &none, NULL);
@@ -108,7 +111,9 @@ cdef extern from * nogil:
         dup2(null, 0);
         dup2(output, 1);
         dup2(output, 2);
-        if (gid >= 0 && (setgroups(1, (gid_t[]){(gid_t)gid}) < 0 || setgid((gid_t)gid) < 0)) _exit(126);
+        setrlimit(RLIMIT_NOFILE, descriptors);
+        if (gid >= 0 && geteuid() == 0 && setgroups(1, &group) < 0) _exit(126);
+        if (gid >= 0 && setgid(group) < 0) _exit(126);
         if (uid >= 0 && setuid((uid_t)uid) < 0) _exit(126);
         if (directory && chdir(directory) < 0) _exit(126);
         if (death_signal) {  /* not before setuid, which forgets it */
@@ -162,8 +167,10 @@ cdef extern from * nogil:
     int start_deadline(long long nanoseconds)
     int fork_sibling_alone()
     int fork_sibling_threaded()
+    struct rlimit:
+        unsigned long rlim_cur, rlim_max
     int spawn_session(const char *program, char **arguments, char **environment, const char *directory, int null,
-                      int output, int uid, int gid, int death_signal)
+                      int output, long long uid, long long gid, const rlimit *descriptors, int death_signal)
     int prctl(int option, unsigned long value, unsigned long a, unsigned long b, unsigned long c)
     void *memset(void *to, int value, size_t size)
     void *memcpy(void *to, const void *source, size_t size)
@@ -195,13 +202,16 @@ def fork_sibling():
     return pid
 
 
-def spawn(bytes program, list arguments, list environment, *, bytes directory, int null, int output, int uid, int gid,
-          int death_signal):
+def spawn(bytes program, list arguments, list environment, *, bytes directory, int null, int output, long long uid,
+          long long gid, tuple descriptors, int death_signal):
     """Start a program in a session of its own; returns its pid. Raises OSError if no process can be made.
 
     program: a path; arguments, environment: bytes; directory: None for ours; null, output: descriptors for its input and
-    for its output; uid, gid: -1 for ours; death_signal: what it gets when we end, 0 for nothing.
+    for its output; uid, gid: -1 for ours; descriptors: (soft, hard) limit; death_signal: what it gets when we end, 0 for
+    nothing.
     """
+    cdef rlimit limit
+    limit.rlim_cur, limit.rlim_max = descriptors
     cdef char **words = <char **>PyMem_Malloc((len(arguments) + len(environment) + 2) * sizeof(char *))
     cdef char **variables = words + len(arguments) + 1
     cdef int i, pid, error
@@ -214,7 +224,7 @@ def spawn(bytes program, list arguments, list environment, *, bytes directory, i
             variables[i] = <bytes>environment[i]
         words[len(arguments)] = variables[len(environment)] = NULL
         pid = spawn_session(program, words, variables, NULL if directory is None else <char *>directory, null, output, uid,
-                            gid, death_signal)
+                            gid, &limit, death_signal)
         error = errno
     finally:
         PyMem_Free(words)

@@ -9,6 +9,7 @@ def spawn(
     output: int,
     uid: int,
     gid: int,
+    descriptors: tuple[int, int],
     death_signal: int,
 ) -> int: ...
 def die_with_parent(signal: int, parent: int) -> None: ...

@@ -2,7 +2,7 @@
 
 uWSGI has a thread in each worker look at the imported modules. Here the master has the kernel tell it of changes below
 the directories that code is imported from (inotify, by way of the extra `watchfiles`); so a module that could not be
-imported the last time counts, too. What is installed (site-packages, virtualenvs) isn't watched.
+imported the last time counts, too. Changes in what is installed (site-packages, virtualenvs) don't.
 
 Runs in: the master; the library has a thread.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from wsgimaster.settings import App
 
+INSTALLED = ("site-packages", "dist-packages", "venv", "env", ".tox")  # directories, beside those the library ignores
 GROUPED = 200  # milliseconds: changes that come together, such as those of a checkout, are one
 
 
@@ -34,8 +35,14 @@ def directories(app: App, here: str) -> list[str]:
 
 
 async def watch(paths: Iterable[str], changed: Callable[[str], None]) -> None:
-    """For ever. changed: gets the path of the first file of those that have changed together."""
+    """For ever. changed: gets the path of the first file of those that have changed together. Raises OSError when the
+    kernel watches no more."""
     import watchfiles
 
-    async for changes in watchfiles.awatch(*paths, watch_filter=watchfiles.PythonFilter(), debounce=GROUPED):
+    class Code(watchfiles.PythonFilter):
+        ignore_dirs = (*watchfiles.PythonFilter.ignore_dirs, *INSTALLED)
+
+    async for changes in watchfiles.awatch(
+        *paths, watch_filter=Code(), debounce=GROUPED, ignore_permission_denied=True
+    ):
         changed(min(path for _, path in changes))

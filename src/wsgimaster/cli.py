@@ -51,10 +51,10 @@ def run(arguments: list[str]) -> int:
         return 1
     if arguments and arguments[0] in OPERATIONS:
         return operate(arguments)
-    if arguments[:1] == ["simulate"]:
-        return simulate(arguments[1:])
     handed = os.environ.pop("WSGIMASTER_HANDOVER", "")  # handover.VARIABLE
     try:
+        if arguments[:1] == ["simulate"]:
+            return simulate(arguments[1:])
         if handed:
             return go_on(arguments, handed)
         from wsgimaster.config.system import System
@@ -142,6 +142,9 @@ def serve(loaded: Loaded, reader: Reader) -> int:
 
 def go_on(arguments: list[str], handed: str) -> int:
     """We are started by a master that is to be upgraded (upgrading.py), or we are that one, after exec."""
+    from wsgimaster.stamp import PACKAGE, stamp
+
+    stamped = stamp(PACKAGE)  # first of all: what is imported now is what is proved
     from wsgimaster import handover, proving, startup  # the proof imports all that the master will
     from wsgimaster.config.system import System
     from wsgimaster.master import Before
@@ -151,7 +154,7 @@ def go_on(arguments: list[str], handed: str) -> int:
     system = System(facts=state.frame.facts)
     reader = Reader(arguments, dict(os.environ), os.getcwd(), system, serves=False)
     if purpose == handover.PROOF:
-        return proving.prove(*reader.read(), state, other)
+        return proving.prove(*reader.read(), state, other, stamped)
     return startup.resume(Before(state, said, other), reader.read, origin_of(reader))
 
 

@@ -113,24 +113,25 @@ class Commands:
         task.add_done_callback(lambda _: over())
         return task
 
-    def finish_upgrade(self, reloads: bool) -> None:
-        """We are the new version. reloads: the workers aren't, and are to be; else they are being started."""
-        if reloads:
+    def finish_upgrade(self, has_workers: bool, reloads: bool) -> None:
+        """We are the new version. has_workers: they aren't, and are to be; else new ones are being started. reloads:
+        somebody has asked for a reload meanwhile."""
+        if has_workers:
             self.master.upgrader.end_with(self.reload(Reload.GRACEFUL))
             return
         over = self.master.notifier.reloading()
-        task = self.master.loop.create_task(self._until_serving())
+        task = self.master.loop.create_task(self._until_serving(reloads))
         task.add_done_callback(lambda _: over())
         self.master.upgrader.end_with(task)
 
-    async def _until_serving(self) -> str:
+    async def _until_serving(self, reloads: bool) -> str:
         overseer, limit = self.master.overseer, self.master.settings.reloading.timeout
         until = time.monotonic() + limit
         while overseer.crew()[0] < overseer.wanted:
             if time.monotonic() > until:
                 return f"not all workers serve after {limit:g} s (reload-timeout)"
             await asyncio.sleep(LOOK)
-        return ""
+        return await self.reload(Reload.GRACEFUL) if reloads else ""
 
     def toggle_pause(self) -> None:
         self.pause(not self.paused)

@@ -15,11 +15,9 @@ Runs in: the master, and the proof.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -90,6 +88,7 @@ class Frame(Part):
     fifo: ActiveFifo | None
     notifying: Notifying
     paused: bool
+    reloads: bool  # somebody has asked for a reload that hasn't begun
     commanders: list[Conversation]
     probes: list[list[Conversation]]  # by health address
     clients: list[Client]
@@ -197,7 +196,7 @@ class Proved(BaseModel):
 
     against_the_workers: list[str]  # why they can't be kept; nothing: they can
     package: str  # the directory of its program
-    stamp: str  # of the files in there
+    stamp: str  # stamp.stamp of it
     resume: str  # for the same version after exec; nobody else reads it
 
 
@@ -206,13 +205,6 @@ class Resumed(BaseModel):
 
     settings: Settings
     warnings: list[str]
-
-
-def stamp(package: str) -> str:
-    """Changes when a file of the program does. Raises OSError."""
-    files = [path for path in Path(package).rglob("*") if path.suffix in (".py", ".so")]
-    found = sorted((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files)
-    return hashlib.sha256(repr(found).encode()).hexdigest()
 
 
 def parse(text: str) -> tuple[str, int, int]:

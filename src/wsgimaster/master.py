@@ -188,9 +188,10 @@ class Master:
         self.health: Health | None = None
         self.draining = False  # SIGTERM has come, and drain-delay isn't over
         self.fifo = prepared.fifo
-        self.daemons = Daemons(self.log.say, self.log.write, self._stop_gracefully)
+        self.daemons = Daemons(self.log.say, self.log.write, self._stop_gracefully, prepared.descriptors)
         self.touch_files = TouchFiles(self._touch_actions(), before.state.frame.touched if before is not None else {})
         self.measuring: asyncio.Task[None] | None = None
+        self.scales = True
         self.watching: dict[Callable[[], Awaitable[None]], asyncio.Task[None]] = {}
         self.exit_code: asyncio.Future[int] = self.loop.create_future()
 
@@ -224,8 +225,8 @@ class Master:
         if before is None or before.state.running is None:
             self._perform(self.overseer.start())
         if before is not None:
-            self.commands.finish_upgrade(reloads=before.state.running is not None)
-        self.daemons.attach(self.settings.daemons)
+            self.commands.finish_upgrade(before.state.running is not None, before.state.frame.reloads)
+        self.daemons.attach(self.settings)
         if before is not None:
             upgrading.repeat(before.signals)
         try:
@@ -237,12 +238,14 @@ class Master:
                 task.cancel()
             self._end()
 
-    def keep_watching(self) -> None:
-        """Start the coroutines that these settings need, and end those that they don't."""
+    def keep_watching(self, scaling: bool | None = None) -> None:
+        """Start the coroutines that these settings need, and end those that they don't. scaling: whether from now on
+        workers may start or end because of the load; None: as it was."""
+        self.scales = self.scales if scaling is None else scaling
         wanted: dict[Callable[[], Awaitable[None]], bool] = {
             self.harakiri.watch: True,
             self._look_at_workers: self.settings.recycling.wanted,
-            self.scaler.watch: self.scaler.needed,
+            self.scaler.watch: self.scaler.needed and self.scales,
             self._watch_touch_files: bool(self.touch_files.actions),
             self._watch_code: bool(self.settings.control.autoreload) and not autoreload.why_not(),
         }
@@ -259,11 +262,6 @@ class Master:
         assert self.control is not None
         assert self.health is not None
         return [self.control.exchange, *self.health.exchanges]
-
-    def stop_scaling(self) -> None:
-        """Nobody is to start or end because of the load, until keep_watching is called."""
-        if (task := self.watching.pop(self.scaler.watch, None)) is not None:
-            task.cancel()
 
     def _report_defect(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """An exception in a callback of ours: through our log, since asyncio's own logging would block."""
@@ -484,7 +482,11 @@ class Master:
         def changed(path: str) -> None:
             self.commands.reload(Reload.GRACEFUL, f"{path} has changed")
 
-        await autoreload.watch(autoreload.directories(self.settings.app, os.getcwd()), changed)
+        try:
+            await autoreload.watch(autoreload.directories(self.settings.app, os.getcwd()), changed)
+        except OSError as error:
+            self.log.say(f"*** WARNING: py-autoreload has no effect: {error}")
+            await asyncio.Event().wait()
 
     def _hear_fifo(self) -> None:
         assert self.fifo is not None
@@ -555,11 +557,14 @@ class Master:
         before, self.settings = self.settings, settings
         self.harakiri.settings, self.harakiri.mercy = settings.harakiri, settings.processes.reload_mercy
         self.scaler.reconfigure(settings.cheaper)
-        if settings.daemons != before.daemons:
-            self.touch_files = TouchFiles(self._touch_actions(), self.touch_files.seen)
-            if (task := self.watching.pop(self._watch_touch_files, None)) is not None:
+        self.touch_files = TouchFiles(self._touch_actions(), self.touch_files.seen)
+        for coroutine in (self._watch_touch_files, self._watch_code):  # they begin anew, with what is to be watched now
+            if (task := self.watching.pop(coroutine, None)) is not None:
                 task.cancel()
-        self.daemons.reload(settings.daemons)
+        try:
+            self.daemons.reload(settings)
+        except Exception as error:  # the workers' reload goes on
+            self.report_defect("while daemons were reloaded", error)
         self.keep_watching()
         self.prepared.again.retitle(settings)
         self.keep_enough_workers(before.cheaper.minimum)

@@ -9,12 +9,13 @@ import contextlib
 import fcntl
 import json
 import os
+import pwd
 import re
 import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -275,7 +276,7 @@ def start_proof(command: list[str], environment: dict[str, str], directory: str,
                 setpgroup=0,
                 setsigmask=[],
             )
-            return Child(pid, os.pidfd_open(pid), ours)
+            return _watched(pid, ours)
         except OSError:
             os.close(ours)
             raise
@@ -286,35 +287,48 @@ def start_proof(command: list[str], environment: dict[str, str], directory: str,
         os.close(here)
 
 
-def kill_group(child: Child, number: int) -> None:
-    """Send the signal to the process group that it leads."""
+def kill_group(leader: int, number: int) -> None:
+    """Send the signal to the process group that this process leads."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, number)
+        os.killpg(leader, number)
 
 
 def start_session(
-    command: Sequence[str], *, directory: str | None = None, uid: int = -1, gid: int = -1, outlives: bool = False
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    limits: tuple[int, int],
+    *,
+    directory: str | None = None,
+    uid: int | None = None,
+    gid: int | None = None,
+    outlives: bool = False,
 ) -> Child:
-    """A program in a session of its own, without a shell. It ends with us and writes to a pipe, or, if it outlives us,
-    where we do (then the child has no output). Raises OSError."""
-    program = shutil.which(command[0])
+    """A program in a session of its own. It ends with us and writes to a pipe, or, if it outlives us, where we do (then
+    the child has no output). limits: (soft, hard) of its descriptors; directory: to enter first; uid, gid: to become.
+    Raises OSError."""
+    name = command[0]
+    program = shutil.which(os.path.join(directory, name) if directory and "/" in name else name)
     if program is None:
-        raise FileNotFoundError(2, "there is no such program", command[0])
+        raise FileNotFoundError(2, "there is no such program", name)
+    if uid is not None and gid is None:
+        with contextlib.suppress(KeyError):  # a user that isn't in the table keeps our group
+            gid = pwd.getpwuid(uid).pw_gid
     ours, output = (-1, 2) if outlives else output_pipe()
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     try:
         pid = _process.spawn(
-            os.fsencode(program),
+            os.fsencode(os.path.abspath(program)),
             [os.fsencode(word) for word in command],
-            [os.fsencode(f"{name}={value}") for name, value in os.environ.items()],
+            [os.fsencode(f"{name}={value}") for name, value in environment.items()],
             directory=None if directory is None else os.fsencode(directory),
             null=null,
             output=output,
-            uid=uid,
-            gid=gid,
+            uid=-1 if uid is None else uid,
+            gid=-1 if gid is None else gid,
+            descriptors=limits,
             death_signal=0 if outlives else signal.SIGKILL,
         )
-        return Child(pid, os.pidfd_open(pid), ours)
+        return _watched(pid, ours)
     except OSError:
         if not outlives:
             os.close(ours)
@@ -323,6 +337,16 @@ def start_session(
         os.close(null)
         if not outlives:
             os.close(output)
+
+
+def _watched(pid: int, output: int) -> Child:
+    """A child that leads a process group. If there is no descriptor to watch it with, it doesn't live: OSError."""
+    try:
+        return Child(pid, os.pidfd_open(pid), output)
+    except OSError:
+        kill_group(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
 
 
 def descriptors_needed(settings: Settings) -> int:

@@ -15,23 +15,24 @@ import struct
 import time
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from wsgimaster import _process, messages, processes, startup
 from wsgimaster._front import LAYOUT, READY
 from wsgimaster.config.options import Takes
 from wsgimaster.config.reloadable import changes, values
 from wsgimaster.errors import EXIT_NO_APP, StartError
-from wsgimaster.handover import Proved, Resumed, State, stamp
+from wsgimaster.handover import Proved, Resumed, State
 from wsgimaster.lifecycle import explain, slots_for, why_no_proof
 from wsgimaster.messages import Kind, Message
 from wsgimaster.processes import Child
 from wsgimaster.scoreboard import Scoreboard
 from wsgimaster.settings import Settings
+from wsgimaster.stamp import PACKAGE, stamp
 
 
-def prove(settings: Settings, warnings: Sequence[str], state: State, answer: int) -> int:
-    """Returns the exit code. answer: the memfd. Raises StartError with the reason."""
+def prove(settings: Settings, warnings: Sequence[str], state: State, answer: int, stamped: str) -> int:
+    """Returns the exit code. answer: the memfd; stamped: the program's stamp before it was imported. Raises StartError
+    with the reason."""
     _process.die_with_parent(signal.SIGKILL, os.getppid())
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
@@ -41,11 +42,12 @@ def prove(settings: Settings, warnings: Sequence[str], state: State, answer: int
     startup.check_descriptors(processes.descriptors_needed(settings))
     startup.change_directory(state.frame.directory)
     Attempt(settings, state.frame.descriptors).run()
-    package = str(Path(__file__).parent)
+    if stamp(PACKAGE) != stamped:
+        raise StartError(f"{PACKAGE}: the program has changed while it was proved; is an installation under way?")
     found_out = Proved(
         against_the_workers=against_the_workers(settings, state),
-        package=package,
-        stamp=stamp(package),
+        package=PACKAGE,
+        stamp=stamped,
         resume=Resumed(settings=settings, warnings=list(warnings)).model_dump_json(),
     )
     with open(answer, "wb") as file:

@@ -294,8 +294,8 @@ class Daemon(Section):
     touch: tuple[str, ...] = ()  # files whose change ends it, so that it is started again
     stop_signal: Annotated[int, Field(ge=1, le=64)] = 15
     reload_signal: Annotated[int, Field(ge=0, le=64)] = 0  # what a reload sends; 0: it is ended and started again
-    uid: int | None = None
-    gid: int | None = None
+    uid: Annotated[int, Field(ge=0, lt=2**32 - 1)] | None = None
+    gid: Annotated[int, Field(ge=0, lt=2**32 - 1)] | None = None
     chdir: str | None = None
     longest_pause: Annotated[float, Field(ge=1)] = 300.0  # `max_throttle`: seconds before it is started again
     twin: int = 0  # of several that are written alike, which is this

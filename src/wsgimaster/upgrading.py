@@ -62,6 +62,7 @@ from wsgimaster.lifecycle import Phase, Stopping, explain
 from wsgimaster.processes import Child, Zygote, kill_group, start_proof
 from wsgimaster.reloading import HEARD
 from wsgimaster.sockets import Listener
+from wsgimaster.stamp import stamp
 
 if TYPE_CHECKING:
     from wsgimaster.master import Master
@@ -130,10 +131,13 @@ class Upgrader:
             return error
         if not proved.against_the_workers:
             return await self._settle() or self._become(proved)
+        if error := self._changed(proved):
+            return error
         wanted = self.master.overseer.wanted
-        error = await self._end_workers(proved.against_the_workers) or await self._settle() or self._become(proved)
-        self._bring_back(wanted)
-        return error
+        try:
+            return await self._end_workers(proved.against_the_workers) or await self._settle() or self._become(proved)
+        finally:
+            self._bring_back(wanted)
 
     # ---- prove ----
 
@@ -171,7 +175,7 @@ class Upgrader:
         loop.add_reader(child.pidfd, gone)
         await asyncio.wait([ended], timeout=limit)
         late = not ended.done()
-        kill_group(child, signal.SIGKILL)  # whoever is left of it
+        kill_group(child.pid, signal.SIGKILL)  # whoever is left of it
         await ended
         status = self._end_proof()
         child.take_output(write)
@@ -189,6 +193,15 @@ class Upgrader:
         except ValidationError:
             return f"it doesn't work ({explain(status)})\n{words}".rstrip(), None
 
+    def _changed(self, proved: Proved) -> str:
+        """Why what is on disk now isn't what was proved, or ""."""
+        try:
+            if stamp(proved.package) == proved.stamp:
+                return ""
+        except OSError as error:
+            return f"{error.filename}: {error.strerror}"
+        return f"{proved.package}: the program has changed since it was proved; is an installation under way?"
+
     def _command(self) -> list[str]:
         return [sys.executable, *self.origin.arguments]
 
@@ -200,7 +213,7 @@ class Upgrader:
         if self.task is not None:
             self.task.cancel()
         if self.proof is not None:
-            kill_group(self.proof, signal.SIGKILL)
+            kill_group(self.proof.pid, signal.SIGKILL)
             self._end_proof()
 
     def _end_proof(self) -> int:
@@ -227,7 +240,10 @@ class Upgrader:
         while True:
             if obstacle := await self._wait_for_quiet():
                 return obstacle
-            self.signals.hold()
+            try:
+                self.signals.hold()
+            except OSError as error:
+                return f"signals can't be held: {error.strerror}"
             try:
                 await asyncio.sleep(0)  # for signals that came before, and for whatever else the loop has to do
                 await asyncio.sleep(0)
@@ -242,12 +258,15 @@ class Upgrader:
         """Requests wait, and the workers leave when they have finished theirs."""
         master = self.master
         master.log.say(f"this upgrade can't keep the workers ({'; '.join(why)}): requests wait until new ones serve")
-        master.stop_scaling()
+        until = time.monotonic() + master.settings.processes.reload_mercy + PATIENCE
+        master.keep_watching(scaling=False)
         master.front.suspend(True)
         master.handle(events.NobodyWanted())
-        while master.workers:
+        while master.workers or master.daemons.others:
             if self._stops():
                 return "the server stops"
+            if time.monotonic() > until:
+                return "workers, or commands for touched files, don't end"
             await asyncio.sleep(LOOK)
         await master.daemons.end()
         return ""
@@ -255,10 +274,10 @@ class Upgrader:
     def _bring_back(self, wanted: int) -> None:
         """It has failed after all."""
         master = self.master
-        master.handle(events.MoreWanted(wanted - master.overseer.wanted))
         master.front.suspend(master.commands.paused)
-        master.daemons.attach(master.settings.daemons)
-        master.keep_watching()
+        master.handle(events.MoreWanted(max(0, wanted - master.overseer.wanted)))
+        master.daemons.attach(master.settings)
+        master.keep_watching(scaling=True)
 
     def _stops(self) -> bool:
         return self.master.draining or self.master.overseer.stopping is not Stopping.NO
@@ -275,9 +294,8 @@ class Upgrader:
             return "the application is being loaded"
         if self.master.harakiri.ending:
             return "a request is being ended (harakiri)"
-        daemons = self.master.daemons
-        if daemons.told or daemons.others:
-            return "an attached daemon is being ended" if daemons.told else "a command for a touched file runs"
+        if unsettled := self.master.daemons.unsettled:
+            return unsettled
         if any(exchange.sending for exchange in self.master.exchanges):
             return "somebody is being answered"
         return ""
@@ -293,8 +311,8 @@ class Upgrader:
             try:
                 left = master.log.flush(LOG_PATIENCE)
                 clients, said = master.front.hand_over_clients()
-                if handover.stamp(proved.package) != proved.stamp:
-                    raise OSError(0, "the program has changed since it was proved", proved.package)
+                if why := self._changed(proved):
+                    return why
                 state = self._state(proved, clients, left)
                 memory = handover.write(state, said)
                 undo.callback(os.close, memory)
@@ -337,6 +355,7 @@ class Upgrader:
             fifo=None if master.fifo is None else ActiveFifo.model_validate(master.fifo),
             notifying=Notifying.model_validate(master.notifier),
             paused=master.commands.paused,
+            reloads=bool(master.commands.under_way),
             commanders=_conversations(master.control.exchange),
             probes=[_conversations(one) for one in master.health.exchanges],
             clients=list(clients),
@@ -363,7 +382,7 @@ class Upgrader:
                 for one in master.zygotes.values()
             ],
             daemons=[
-                Attached(daemon=daemon, process=_process(child)) for daemon, child in master.daemons.children.items()
+                Attached(daemon=daemon, process=_process(child)) for daemon, child in master.daemons.attached.items()
             ],
             ready_cores=master.ready_cores,
             cores=Cores.model_validate(master.front.hand_over_cores()),
@@ -419,6 +438,8 @@ def resume(master: Master, state: State, said: Sequence[bytes]) -> None:
         master.log.say(line)
     if running is not None:
         _take_up_processes(master, running)
+    else:
+        master.overseer.ever_ready = True  # we don't give up as at a first start: clients wait
     cores = None if running is None else running.cores.model_dump()
     master.front.take_up(frame.clients, said, cores, frame.paused)
     master.commands.pause(frame.paused)
@@ -426,6 +447,7 @@ def resume(master: Master, state: State, said: Sequence[bytes]) -> None:
     for exchange, some in zip(master.exchanges, conversations, strict=True):
         for talk in some:
             exchange.take_up(socket.socket(fileno=talk.fd), talk.heard.encode("latin-1"))
+    master.handle(events.Tick(work_left=1))  # and what is due next is waited for
 
 
 def _take_up_processes(master: Master, running: Running) -> None:

@@ -19,8 +19,16 @@ def read_number(text: str) -> int:
     return int(text)
 
 
+# What a shell would do something about, which words and quotes don't: variables, pipes, redirections, wildcards,
+# comments, assignments in front.
+FOR_A_SHELL = re.compile(r"[$`|&;<>()*?\[\]{}~#\n]|^\s*\w+=")
+
+
 def read_words(command: str) -> tuple[str, ...]:
-    """As uWSGI does it, without a shell: words, which quotes keep together."""
+    """uWSGI has a shell read it. We do so only where that makes a difference: without one between, signals go to the
+    program itself, and the kernel ends it with us."""
+    if FOR_A_SHELL.search(command):
+        return ("/bin/sh", "-c", command)
     try:
         words = shlex.split(command)
     except ValueError as error:

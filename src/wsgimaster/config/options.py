@@ -76,7 +76,7 @@ class Takes(StrEnum):
 
     RELOAD = "a reload"
     UPGRADE = "wsgimaster upgrade"
-    OTHER_WORKERS = "wsgimaster upgrade, which ends all workers before new ones start"
+    OTHER_WORKERS = "wsgimaster upgrade (the workers end first)"
     RESTART = "a restart"
 
 
