@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,13 +17,19 @@ from support.harness import is_running
 from support.wait import wait_until
 
 from wsgimaster.config.daemons import read_daemon
-from wsgimaster.daemons import pause
+from wsgimaster.daemons import NOBODY, pause, running
 from wsgimaster.settings import Daemon
 
 # ---- how they are written ----
 
 WRITTEN: dict[str, tuple[str, str, dict[str, object]]] = {
     "a command": ("attach-daemon", "./manage.py qcluster", {"command": ("./manage.py", "qcluster")}),
+    "what only a shell understands": (
+        "attach-daemon",
+        "cd /srv && A=1 ./run",
+        {"command": ("/bin/sh", "-c", "cd /srv && A=1 ./run")},
+    ),
+    "a variable in front": ("attach-daemon", "A=1 ./run", {"command": ("/bin/sh", "-c", "A=1 ./run")}),
     "with quotes": ("attach-daemon", "sh -c 'a b' \"c\"", {"command": ("sh", "-c", "a b", "c")}),
     "control": ("attach-control-daemon", "redis-server", {"command": ("redis-server",), "control": True}),
     "smart": (
@@ -227,6 +235,57 @@ def test_a_reload_may_bring_others(start: Start, tmp_path: Path) -> None:
     wait_until(lambda: not is_running(pid))
 
 
+def test_one_that_goes_and_comes_back_runs_once(start: Start, tmp_path: Path) -> None:
+    """It crashes, and is taken out and put in again while it is being throttled: then it starts at once, and once."""
+    crashing = "#!/bin/sh\necho $$ >> {notes}\ntest -e {where}/cured && exec sleep 60\n"
+    line = "attach-daemon = {program}"
+    beside = Beside(start, tmp_path, line, script=crashing)
+    beside.server.wait_log("throttling .* for 3 seconds")
+    crashes = len(beside.pids())
+    beside.configure()
+    assert beside.reload().returncode == 0
+    (tmp_path / "cured").touch()
+    beside.configure(line.format(program=beside.program))
+    assert beside.reload().returncode == 0
+    beside.lives(crashes + 1)
+    assert beside.reload().returncode == 0  # which starts it again
+    beside.lives(crashes + 2)
+    assert sum(is_running(pid) for pid in beside.pids()) == 1
+
+
+def test_a_reload_ends_a_pause(start: Start, tmp_path: Path) -> None:
+    crashing = "#!/bin/sh\necho $$ >> {notes}\ntest -e {where}/cured && exec sleep 60\n"
+    beside = Beside(start, tmp_path, "attach-daemon = {program}", script=crashing)
+    beside.server.wait_log("throttling .* for 4 seconds")
+    crashes = len(beside.pids())
+    (tmp_path / "cured").touch()
+    assert beside.reload().returncode == 0
+    wait_until(lambda: is_running(beside.lives(crashes + 1)[-1]))
+
+
+def test_it_has_the_variables_of_env(start: Start, tmp_path: Path) -> None:
+    script = "#!/bin/sh\necho colour $COLOUR >&2\necho $$ >> {notes}\nexec sleep 60\n"
+    beside = Beside(start, tmp_path, "env = COLOUR=green", "attach-daemon = {program}", script=script)
+    beside.server.wait_log("^colour green")
+
+
+def test_it_has_the_limits_that_the_server_was_started_with(start: Start, tmp_path: Path) -> None:
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    script = "#!/bin/sh\necho limit $(ulimit -Sn)\necho $$ >> {notes}\nexec sleep 60\n"
+    beside = Beside(start, tmp_path, "attach-daemon = {program}", script=script)
+    beside.server.wait_log(rf"^limit {soft}$")
+
+
+def test_a_program_is_looked_for_where_it_will_work(start: Start, tmp_path: Path) -> None:
+    beside = Beside(start, tmp_path, "attach-daemon2 = cmd=./program,chdir={where}")
+    beside.lives(1)
+
+
+def test_one_user_is_what_we_are_already(start: Start, tmp_path: Path) -> None:
+    beside = Beside(start, tmp_path, f"attach-daemon2 = cmd={{program}},uid={os.getuid()},gid={os.getgid()}")
+    beside.lives(1)
+
+
 def test_a_touched_file_starts_it_again(start: Start, tmp_path: Path) -> None:
     beside = Beside(start, tmp_path, "attach-daemon2 = cmd={program},touch={where}/touched")
     (first,) = beside.lives(1)
@@ -244,6 +303,40 @@ def test_an_upgrade_keeps_it_until_the_reload(start: Start, tmp_path: Path) -> N
     assert psutil.Process(second).ppid() == beside.server.pid
     os.kill(second, signal.SIGKILL)
     beside.server.wait_log(rf"\(pid: {second}\) ended \(killed by signal 9\)")
+
+
+def test_an_upgrade_that_cannot_reload_keeps_it(start: Start, tmp_path: Path) -> None:
+    """It is handed over, and only a reload that succeeds ends it."""
+    beside = Beside(start, tmp_path, "attach-daemon = {program}")
+    (first,) = beside.lives(1)
+    seen = tmp_path / "seen"
+    beside.deploy(f"VERSION = 'two'; seen = Path({str(seen)!r}); assert not seen.exists(); seen.touch()")
+    assert beside.operate("upgrade").returncode == 1
+    beside.server.wait_log(r"RE\)spawned uWSGI master process")
+    assert is_running(first)
+    os.kill(first, signal.SIGUSR2)  # its output is heard still
+    beside.server.wait_log(rf"\(pid: {first}\) ended \(killed by signal 12\)")
+    beside.lives(2)
+
+
+def test_an_upgrade_may_take_it_away(start: Start, tmp_path: Path) -> None:
+    beside = Beside(start, tmp_path, "attach-daemon = {program}")
+    (first,) = beside.lives(1)
+    beside.configure()
+    assert beside.operate("upgrade").returncode == 0
+    wait_until(lambda: not is_running(first))
+    assert beside.operate("upgrade").returncode == 0  # nothing is left of it
+    beside.server.signal(signal.SIGTERM)
+    assert beside.server.wait_exit() == 0
+
+
+def test_an_upgrade_that_ends_the_workers_ends_it_too(start: Start, tmp_path: Path) -> None:
+    beside = Beside(start, tmp_path, "attach-daemon = {program}")
+    (first,) = beside.lives(1)
+    beside.configure(f"attach-daemon = {beside.program}", processes=3)
+    assert beside.operate("upgrade").returncode == 0
+    assert not is_running(first)
+    beside.lives(2)
 
 
 # ---- those that outlive the server ----
@@ -302,6 +395,44 @@ def test_it_is_still_there_after_the_server(start: Start, tmp_path: Path, pidfil
     assert beside.server.wait_exit() == 0
     assert is_running(first)
     os.kill(first, signal.SIGKILL)
+
+
+SEVERAL = {
+    "it stays in the foreground": ("smart-attach-daemon = {where}/pidfile,1 {program}", "did not daemonize !!!"),
+    "the pidfile can't be written": ("smart-attach-daemon2 = {where}/no/pidfile,1 {program}", "No such file"),
+    "the pidfile can't be read": ("smart-attach-daemon = {where},1 {program}", "did not daemonize !!!"),
+}
+
+
+@pytest.mark.parametrize(("line", "told"), SEVERAL.values(), ids=SEVERAL)
+def test_one_that_runs_is_not_started_again(start: Start, tmp_path: Path, line: str, told: str) -> None:
+    beside = Beside(start, tmp_path, line, script=IN_THE_FOREGROUND)
+    try:
+        beside.server.wait_log(told)
+        view = beside.server.log_from_here()
+        assert beside.reload().returncode == 0
+        view.wait("gracefully reloaded")
+        assert len([pid for pid in beside.pids() if is_running(pid)]) <= 1
+    finally:
+        for pid in beside.pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_a_pidfile_of_another_time_names_nobody(tmp_path: Path) -> None:
+    """The numbers of processes come again."""
+    pidfile = tmp_path / "pid"
+    with subprocess.Popen(["sleep", "60"]) as process:
+        pidfile.write_text(f"{process.pid}\n")
+        assert running(str(pidfile), set()) == process.pid
+        assert running(str(pidfile), {process.pid}) == NOBODY
+        os.utime(pidfile, (1, 1))
+        assert running(str(pidfile), set()) == NOBODY
+        process.kill()
+    for text in (f"{os.getpid()}", f"{process.pid}", "-1", "0", "x", "", "9" * 30):
+        pidfile.write_text(text)
+        assert running(str(pidfile), set()) == NOBODY
+    assert running(str(tmp_path / "none"), set()) == NOBODY
 
 
 # ---- files that start something ----

@@ -73,10 +73,10 @@ BROKEN = {
     "lazy-apps": ("raise RuntimeError('a broken deploy')", ("lazy-apps = true",), "RuntimeError: a broken deploy"),
     "a misspelt option": ("VERSION = 'two'", ("prcesses = 4", "strict = true"), "processes"),
     "a broken ini": ("VERSION = 'two'", ("uid = nobody-knows-him",), "this machine has no user"),
-    "an option that only a restart changes": (
+    "an option that it does not change": (
         "VERSION = 'two'",
         ("threads = 7",),
-        "threads: 1 -> 7: a reload can't change that, a restart does",
+        "threads: 1 -> 7: a reload can't change that, wsgimaster upgrade (the workers end first) does",
     ),
     "a check that isn't passed": (
         "VERSION = 'ill'",

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support.client import Connection, End, cgi, http, packet
+from support.client import Connection, End, cgi, http, packet, uwsgi
 from support.deployed import WSGIMASTER, Deployed, Start
 from support.harness import APPS, free_port
 from support.wait import wait_until
@@ -373,6 +373,63 @@ def test_what_only_a_start_reads_is_read_again(start: Start, tmp_path: Path) -> 
     assert old.isdisjoint({worker.pid for worker in installed.server.workers()})
 
 
+def test_nobody_starts_workers_while_they_end(start: Start, tmp_path: Path) -> None:
+    """Whatever is asked for meanwhile is done afterwards, or lost, but it doesn't hold the upgrade up."""
+    installed = Installed(start, tmp_path, processes=1)
+    installed.configure(processes=2)
+    with Connection(installed.server.address) as running:
+        running.send(packet(cgi(f"/gate?{installed.gate()}")))
+        wait_until(lambda: busy(installed) == 1)
+        with installed.starts("upgrade") as upgrade:
+            installed.server.wait_log("this upgrade can't keep the workers")
+            for letter in "+-C":
+                installed.write(letter)
+            assert installed.operate("scale", "1").returncode == 0
+            with installed.starts("reload", "--wait") as reload:
+                installed.gate().touch()
+                assert running.answer().status == 200
+                assert upgrade.wait(60) == 0
+                assert reload.wait(60) == 0
+    assert installed.version() == "one"
+
+
+def test_what_is_reloaded_while_the_workers_end_is_reloaded_afterwards(start: Start, tmp_path: Path) -> None:
+    installed = Installed(start, tmp_path, processes=1)
+    installed.configure(processes=2)
+    with Connection(installed.server.address) as running:
+        running.send(packet(cgi(f"/gate?{installed.gate()}")))
+        wait_until(lambda: busy(installed) == 1)
+        with installed.starts("upgrade") as upgrade:
+            installed.server.wait_log("this upgrade can't keep the workers")
+            installed.configure("env = COLOUR=green", processes=2)
+            installed.server.signal(signal.SIGHUP)
+            installed.server.wait_log("SIGHUP received")
+            installed.gate().touch()
+            assert running.answer().status == 200
+            assert upgrade.wait(60) == 0
+    assert "green" in uwsgi(installed.server.address, "/").text
+
+
+def test_workers_come_back_if_it_fails_after_they_have_ended(start: Start, tmp_path: Path) -> None:
+    installed = Installed(start, tmp_path, f"attach-daemon = touch {tmp_path / 'beside'}", processes=1)
+    installed.configure(processes=2)
+    with Connection(installed.server.address) as running, Connection(installed.server.address) as waiting:
+        running.send(packet(cgi(f"/gate?{installed.gate()}")))
+        wait_until(lambda: busy(installed) == 1)
+        with installed.starts("upgrade") as upgrade:
+            installed.server.wait_log("this upgrade can't keep the workers")
+            waiting.send(packet(cgi("/")))
+            (installed.package / "half.py").write_text("an installation is under way")
+            installed.gate().touch()
+            assert (running.answer().status, waiting.answer().status) == (200, 200)
+            assert upgrade.wait(60) == 1
+    assert installed.versions() == {"one"}
+    installed.server.signal(signal.SIGHUP)
+    installed.server.wait_log("processes: 1 -> 2: a reload can't change that")
+    (tmp_path / "beside").unlink()
+    wait_until((tmp_path / "beside").exists)
+
+
 def test_a_stop_while_the_workers_end(start: Start, tmp_path: Path) -> None:
     """Who waits is served by the version that runs."""
     installed = Installed(start, tmp_path, processes=1)
@@ -523,6 +580,16 @@ def test_a_program_that_changes_between_proof_and_exec(start: Start, tmp_path: P
     held.server.signal(signal.SIGHUP)
     held.server.wait_log("gracefully reloaded: generation 2")
     assert held.upgrade().returncode == 0
+
+
+def test_a_program_that_changes_while_it_is_proved(start: Start, tmp_path: Path) -> None:
+    """What the proof has imported isn't what is on disk by then."""
+    installed = Installed(start, tmp_path)
+    late = installed.package / "late.py"
+    installed.deploy(f"Path({str(late)!r}).write_text('')\nVERSION = 'two'")
+    done = installed.upgrade()
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "the program has changed while it was proved; is an installation under way?" in done.stderr
 
 
 def test_a_configuration_that_changes_between_proof_and_exec(start: Start, tmp_path: Path) -> None:
