@@ -274,6 +274,8 @@ class Upgrader:
     def _bring_back(self, wanted: int) -> None:
         """It has failed after all."""
         master = self.master
+        if master.exit_code.done():
+            return
         master.front.suspend(master.commands.paused)
         master.handle(events.MoreWanted(max(0, wanted - master.overseer.wanted)))
         master.daemons.attach(master.settings)
