@@ -449,7 +449,8 @@ def resume(master: Master, state: State, said: Sequence[bytes]) -> None:
     for exchange, some in zip(master.exchanges, conversations, strict=True):
         for talk in some:
             exchange.take_up(socket.socket(fileno=talk.fd), talk.heard.encode("latin-1"))
-    master.handle(events.Tick(work_left=1))  # and what is due next is waited for
+    if running is not None:
+        master.handle(events.Tick(work_left=1))  # and what is due next is waited for
 
 
 def _take_up_processes(master: Master, running: Running) -> None:
