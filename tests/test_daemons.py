@@ -29,6 +29,11 @@ WRITTEN: dict[str, tuple[str, str, dict[str, object]]] = {
         "cd /srv && A=1 ./run",
         {"command": ("/bin/sh", "-c", "cd /srv && A=1 ./run")},
     ),
+    "a shell of its own": (
+        "attach-daemon",
+        "sh -c 'echo $$ > pid; exec run'",
+        {"command": ("sh", "-c", "echo $$ > pid; exec run")},
+    ),
     "a variable in front": ("attach-daemon", "A=1 ./run", {"command": ("/bin/sh", "-c", "A=1 ./run")}),
     "with quotes": ("attach-daemon", "sh -c 'a b' \"c\"", {"command": ("sh", "-c", "a b", "c")}),
     "control": ("attach-control-daemon", "redis-server", {"command": ("redis-server",), "control": True}),

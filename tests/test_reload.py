@@ -68,6 +68,7 @@ BROKEN = {
     "an import that raises": ("raise RuntimeError('a broken deploy')", (), "RuntimeError: a broken deploy"),
     "a syntax error": ("VERSION = ", (), "SyntaxError"),
     "an import that ends the process": ("os._exit(3)", (), "died (exit code 3)"),
+    "a hook that fails": ("VERSION = 'two'", ("hook-pre-app = exec:exit 3",), "a hook has failed"),
     "an import that exits": ("raise SystemExit(0)", (), "could not be loaded"),
     "an import that hangs": ("time.sleep(60)", ("reload-timeout = 1",), "was not ready within 1 s (reload-timeout)"),
     "lazy-apps": ("raise RuntimeError('a broken deploy')", ("lazy-apps = true",), "RuntimeError: a broken deploy"),
@@ -104,6 +105,26 @@ def test_what_is_broken_never_serves(
     deployed.deploy("VERSION = 'three'")
     assert deployed.reload().returncode == 0
     assert deployed.versions() == {"three"}
+
+
+def test_what_is_only_a_warning_is_told_to_who_waits(start: Start, tmp_path: Path) -> None:
+    deployed = Deployed(start, tmp_path)
+    deployed.configure("harakiri = abc")
+    done = deployed.reload()
+    assert done.returncode == 0
+    assert "harakiri: 'abc' is no number and counts as 0" in done.stderr
+
+
+def test_the_table_says_what_is_missing(start: Start, tmp_path: Path) -> None:
+    deployed = Deployed(start, tmp_path)
+    assert "wanted" not in deployed.operate("workers").stdout
+    assert deployed.operate("scale", "1").returncode == 0
+    deployed.server.wait_workers(1)
+    assert deployed.operate("workers").stdout.endswith("\n1 serve, 1 are wanted (processes = 2)\n")
+    deployed.deploy("raise ValueError")
+    (zygote,) = deployed.server.wait_log(r"zygote pid: (\d+)")
+    os.kill(int(zygote[1]), signal.SIGKILL)
+    wait_until(lambda: "no worker can be started: the application has to be" in deployed.operate("workers").stdout)
 
 
 def test_a_check_that_is_passed(start: Start, tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def go_on(arguments: list[str], handed: str) -> int:
     system = System(facts=state.frame.facts)
     reader = Reader(arguments, dict(os.environ), os.getcwd(), system, serves=False)
     if purpose == handover.PROOF:
-        return proving.prove(*reader.read(), state, other, stamped)
+        return proving.prove(reader.read, state, other, stamped)
     return startup.resume(Before(state, said, other), reader.read, origin_of(reader))
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from wsgimaster import __version__, events, hooks
 from wsgimaster.control import CommandError
 from wsgimaster.events import Reload
-from wsgimaster.lifecycle import Phase, Stopping
+from wsgimaster.lifecycle import ENDS, Phase, Stopping
 
 if TYPE_CHECKING:
     from wsgimaster.master import Master
@@ -131,6 +131,7 @@ class Commands:
             if time.monotonic() > until:
                 return f"not all workers serve after {limit:g} s (reload-timeout)"
             await asyncio.sleep(LOOK)
+        self.master.log.say(ENDS[Reload.GRACEFUL].format(generation=overseer.generation, workers=overseer.crew()[0]))
         return await self.reload(Reload.GRACEFUL) if reloads else ""
 
     def toggle_pause(self) -> None:
@@ -173,6 +174,7 @@ class Commands:
         overseer = self.master.overseer
         generation, workers = overseer.generation, overseer.crew()[0]
         return {
+            "warnings": self.master.reloader.warnings if kind is Reload.GRACEFUL else [],
             "generation": generation,
             "serving": workers,
             "said": f"generation {generation} serves with {workers} worker(s)",
@@ -208,7 +210,21 @@ class Commands:
             for slot in master.overseer.slots
             if slot.phase is not Phase.EMPTY
         ]
-        return {"master": os.getpid(), "workers": sorted(found, key=lambda one: (one["worker"], one["generation"]))}
+        return {
+            "master": os.getpid(),
+            "workers": sorted(found, key=lambda one: (one["worker"], one["generation"])),
+            "said": self._what_is_missing(),
+        }
+
+    def _what_is_missing(self) -> str:
+        """Beside the table: why there are fewer workers than `processes`; "" if there aren't."""
+        overseer = self.master.overseer
+        serving, lines = overseer.crew()[0], []
+        if serving != overseer.processes:
+            lines.append(f"{serving} serve, {overseer.wanted} are wanted (processes = {overseer.processes})")
+        if overseer.generation not in overseer.zygotes:
+            lines.append("no worker can be started: the application has to be loaded anew first, the log says more")
+        return "\n".join(lines)
 
     async def _recycle(self, message: dict[str, Any]) -> dict[str, Any]:
         number = message.get("worker")
@@ -231,8 +247,8 @@ class Commands:
         if self.master.overseer.stopping is not Stopping.NO:
             raise CommandError("the server stops")
         self.pause(True)
-        return {}
+        return {"said": "paused: requests wait"}
 
     async def _resume(self, _: dict[str, Any]) -> dict[str, Any]:
         self.pause(False)
-        return {}
+        return {"said": "resumed"}

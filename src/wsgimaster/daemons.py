@@ -209,19 +209,15 @@ class Daemons:
                 self.stop(f'attached control daemon "{daemon.text}" ended')
                 return
             failures = 0 if told or time.monotonic() - began > YOUNG else failures + 1
-            if await self._pause(daemon, care, failures):
-                failures = 0
+            await self._pause(daemon, care, pause(failures, daemon.longest_pause))
 
-    async def _pause(self, daemon: Daemon, care: Care, failures: int) -> bool:
-        """Whether it was cut short."""
-        seconds = pause(failures, daemon.longest_pause)
+    async def _pause(self, daemon: Daemon, care: Care, seconds: float) -> None:
+        """Or until it needn't pause any more."""
         care.at_once.clear()
-        if not seconds or daemon not in self.wanted:
-            return False
-        self.say(f'[uwsgi-daemons] throttling "{daemon.text}" for {seconds:g} seconds')
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(care.at_once.wait(), seconds)
-        return care.at_once.is_set()
+        if seconds and daemon in self.wanted:
+            self.say(f'[uwsgi-daemons] throttling "{daemon.text}" for {seconds:g} seconds')
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(care.at_once.wait(), seconds)
 
     async def _see_to(self, daemon: Daemon, pidfile: str, care: Care) -> None:
         """One that outlives us. What we have started isn't started again while it runs, whatever the pidfile says."""
@@ -232,7 +228,8 @@ class Daemons:
             waited = 0.0 if spawned_at is None else time.monotonic() - spawned_at
             if pid != NOBODY:
                 if pid != known:
-                    self.say(f'[uwsgi-daemons] found changed pid for daemon "{daemon.text}" ({pid})')
+                    what = "found" if known == NOBODY else "found changed pid for"
+                    self.say(f'[uwsgi-daemons] {what} daemon "{daemon.text}" ({pid})')
                 known, spawned_at, complained = pid, None, False
             elif spawned_at is None or (waited >= daemon.patience and not ours):
                 if spawned_at is not None:

@@ -1,6 +1,7 @@
 """Every error that wsgimaster raises on purpose; each says whose fault it is and what to do next."""
 
 EXIT_CHECK_FAILED = 23  # `reload-check`: ours
+EXIT_HOOK_FAILED = 24  # in a zygote or a worker: ours
 EXIT_NO_APP = 22  # `need-app` and no application: uWSGI's UWSGI_FAILED_APP_CODE, which supervisors know
 
 

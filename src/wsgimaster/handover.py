@@ -87,6 +87,7 @@ class Frame(Part):
     control: ControlListening
     fifo: ActiveFifo | None
     notifying: Notifying
+    generation: int  # the newest one
     paused: bool
     reloads: bool  # somebody has asked for a reload that hasn't begun
     commanders: list[Conversation]
@@ -194,10 +195,11 @@ class State(Part):
 class Proved(BaseModel):
     """What a proof has found out. Its version may say more than ours knows."""
 
-    against_the_workers: list[str]  # why they can't be kept; nothing: they can
-    package: str  # the directory of its program
-    stamp: str  # stamp.stamp of it
-    resume: str  # for the same version after exec; nobody else reads it
+    error: str = ""  # why it can't take over; "" if it can
+    against_the_workers: list[str] = []  # why they can't be kept; nothing: they can
+    package: str = ""  # the directory of its program
+    stamp: str = ""  # stamp.stamp of it
+    resume: str = ""  # for the same version after exec; nobody else reads it
 
 
 class Resumed(BaseModel):

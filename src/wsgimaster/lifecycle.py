@@ -53,7 +53,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 from wsgimaster import recycling
-from wsgimaster.errors import EXIT_CHECK_FAILED, EXIT_NO_APP
+from wsgimaster.errors import EXIT_CHECK_FAILED, EXIT_HOOK_FAILED, EXIT_NO_APP
 from wsgimaster.events import (
     Cheaped,
     CloseDoor,
@@ -210,8 +210,8 @@ class Overseer:
         return self.settings.processes.processes
 
     def start(self) -> list[Effect]:
-        self.zygotes[1] = None
-        return [StartZygote(1, self.settings)]
+        self.zygotes[self.generation] = None
+        return [StartZygote(self.generation, self.settings)]
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """The effects, in the order in which they are to be carried out; none after an Exit."""
@@ -420,8 +420,7 @@ class Overseer:
         if self.stopping is Stopping.LEAVING:
             return effects + self._exit_when_empty()
         if self.trial is not None and self.trial.generation == generation:
-            died = f"the process that loads the application died ({explain(status)})"
-            return effects + self._give_up(NOT_LOADED if status == EXIT_NO_APP else died, now)
+            return effects + self._give_up(why_not_loaded(status), now)
         if generation != self.generation:  # it was retired, or its trial was given up
             return effects
         if not self.ever_ready:
@@ -796,7 +795,6 @@ def merged(one: ReloadAsked, later: ReloadAsked) -> ReloadAsked:
     return replace(kept, brutal=one.brutal or later.brutal, tickets=one.tickets | later.tickets)
 
 
-NOT_LOADED = "the application could not be loaded"
 BEGINNINGS = {
     Reload.GRACEFUL: "...gracefully reloading: generation {} loads the application",
     Reload.WORKERS: "...reloading the workers: generation {} loads the application",
@@ -819,9 +817,19 @@ def explain(status: int) -> str:
     return f"killed by signal {-status}" if status < 0 else f"exit code {status}"
 
 
+def why_not_loaded(status: int) -> str:
+    """How the zygote of a trial has ended: exit code, or minus a signal."""
+    reasons = {EXIT_NO_APP: "the application could not be loaded", EXIT_HOOK_FAILED: "a hook has failed"}
+    return reasons.get(status, f"the process that loads the application died ({explain(status)})")
+
+
 def why_no_proof(status: int) -> str:
     """How the first worker of a generation has ended: exit code, or minus a signal."""
-    reasons = {EXIT_NO_APP: "it has no application", EXIT_CHECK_FAILED: "it did not pass reload-check"}
+    reasons = {
+        EXIT_NO_APP: "it has no application",
+        EXIT_CHECK_FAILED: "it did not pass reload-check",
+        EXIT_HOOK_FAILED: "a hook has failed",
+    }
     return f"its first worker ended before it was ready: {reasons.get(status, explain(status))}"
 
 

@@ -45,7 +45,11 @@ def parser() -> argparse.ArgumentParser:
     kinds.add_argument("--chain", dest="kind", action="store_const", const="chain", help="one worker after the other")
     reload.set_defaults(kind="graceful")
     reload.add_argument("--wait", action="store_true", help="until the last new worker serves, or until it has failed")
-    command("upgrade", "Become the version that is installed now, and read everything anew; wait until that serves.")
+    command(
+        "upgrade",
+        "Become the version that is installed now, and read everything anew; wait until that serves. If the workers "
+        "can't be kept (another number of processes or threads), requests wait until they have ended and others serve.",
+    )
     stop = command("stop", "Serve what has come, then end.")
     stop.add_argument("--fast", action="store_true", help="don't wait for requests")
     stop.add_argument("--wait", action="store_true", help="until the server has ended")
@@ -76,9 +80,11 @@ def run(arguments: list[str]) -> int:
         return 1
     if pidfd >= 0:
         select.select([pidfd], [], [])
+    for warning in answer.get("warnings", ()):
+        print(printable(str(warning)), file=sys.stderr)
     if isinstance(workers := answer.get("workers"), list):
         print(table(workers))
-    elif said := answer.get("said"):
+    if said := answer.get("said"):
         print(printable(str(said)))
     return 0
 
@@ -129,12 +135,19 @@ def find(pid: int | None, pidfile: str | None, path: str | None) -> socket.socke
     if len(found) == 1:
         return found[0]
     if found:
-        pids = ", ".join(str(peer(one)[0]) for one in found)
-        raise StartError(f"several servers run (pids {pids}); say which with --pid, --pidfile or --control-socket")
+        which = "".join(f"\n  --pid {peer(one)[0]}{where_it_works(peer(one)[0])}" for one in found)
+        raise StartError(f"several servers run; say which, or name its --pidfile or --control-socket:{which}")
     whom = "no server runs" if pid is None else f"no server runs with pid {pid}"
     raise StartError(
         f"{whom} in this network namespace (one with control-socket = PATH is found with --control-socket)"
     )
+
+
+def where_it_works(pid: int) -> str:
+    """For people: its directory, if it may be known."""
+    with contextlib.suppress(OSError):
+        return f"  in {os.readlink(f'/proc/{pid}/cwd')}"
+    return ""
 
 
 def running(pid: int | None) -> list[socket.socket]:

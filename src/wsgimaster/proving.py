@@ -1,8 +1,8 @@
 """The proof: before the master becomes a new version by exec, a child of that version shows that it works. It reads the
 master's state and the configuration, loads the application and has one worker come up; then it ends.
 
-What it has found out it writes as `Proved` into a memfd, at the end: who finds nothing there knows that it failed, and
-the last lines of its output say why.
+What it has found out it writes as `Proved` into a memfd, at the end: who finds nothing there knows that it has failed
+in a way that nobody thought of, and its output may say more.
 
 Runs in: a process of its own. It takes no connection, and touches nothing of the server's.
 """
@@ -13,16 +13,16 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import partial
 
 from wsgimaster import _process, messages, processes, startup
 from wsgimaster._front import LAYOUT, READY
 from wsgimaster.config.options import Takes
 from wsgimaster.config.reloadable import changes, values
-from wsgimaster.errors import EXIT_NO_APP, StartError
+from wsgimaster.errors import ConfigErrors, StartError
 from wsgimaster.handover import Proved, Resumed, State
-from wsgimaster.lifecycle import explain, slots_for, why_no_proof
+from wsgimaster.lifecycle import slots_for, why_no_proof, why_not_loaded
 from wsgimaster.messages import Kind, Message
 from wsgimaster.processes import Child
 from wsgimaster.scoreboard import Scoreboard
@@ -30,12 +30,23 @@ from wsgimaster.settings import Settings
 from wsgimaster.stamp import PACKAGE, stamp
 
 
-def prove(settings: Settings, warnings: Sequence[str], state: State, answer: int, stamped: str) -> int:
-    """Returns the exit code. answer: the memfd; stamped: the program's stamp before it was imported. Raises StartError
-    with the reason."""
+def prove(read: Callable[[], tuple[Settings, list[str]]], state: State, answer: int, stamped: str) -> int:
+    """Returns the exit code. read: the configuration and its warnings; answer: the memfd; stamped: the program's stamp
+    before it was imported."""
     _process.die_with_parent(signal.SIGKILL, os.getppid())
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
+    try:
+        found_out = attempt(*read(), state, stamped)
+    except ConfigErrors as errors:
+        found_out = Proved(error="\n".join(str(one) for one in errors.errors))
+    except StartError as error:
+        found_out = Proved(error=str(error))
+    with open(answer, "wb") as file:
+        file.write(found_out.model_dump_json().encode())
+    return 1 if found_out.error else 0
+
+
+def attempt(settings: Settings, warnings: list[str], state: State, stamped: str) -> Proved:
+    """Raises StartError with the reason why this version can't take over."""
     _process.become_subreaper()  # who is forked by a zygote with threads falls to us
     if found := changes(state.frame.fixed, values(settings, Takes.RESTART)):
         raise StartError("\n".join(f"{one}: an upgrade can't change that, a restart does" for one in found))
@@ -44,15 +55,12 @@ def prove(settings: Settings, warnings: Sequence[str], state: State, answer: int
     Attempt(settings, state.frame.descriptors).run()
     if stamp(PACKAGE) != stamped:
         raise StartError(f"{PACKAGE}: the program has changed while it was proved; is an installation under way?")
-    found_out = Proved(
+    return Proved(
         against_the_workers=against_the_workers(settings, state),
         package=PACKAGE,
         stamp=stamped,
-        resume=Resumed(settings=settings, warnings=list(warnings)).model_dump_json(),
+        resume=Resumed(settings=settings, warnings=warnings).model_dump_json(),
     )
-    with open(answer, "wb") as file:
-        file.write(found_out.model_dump_json().encode())
-    return 0
 
 
 def against_the_workers(settings: Settings, state: State) -> list[str]:
@@ -75,6 +83,7 @@ class Attempt:
         board = Scoreboard(slots_for(settings.processes.processes) * threads)
         plan = processes.plan_for_zygote(settings, descriptors)
         plan["trial"] = True
+        plan["hooks"].update(accepting=(), accepting1=())  # nobody will ask it anything
         environment = {**os.environ, **dict(settings.app.environment)}
         self.zygote, self.control = processes.start_zygote(plan, environment, board.fd, board.doorbell)
         self.worker: Child | None = None
@@ -110,7 +119,7 @@ class Attempt:
         def write(lines: bytes) -> None:
             os.write(2, lines)
 
-        if not self.zygote.take_output(write):
+        if self.zygote.output in self.selector.get_map() and not self.zygote.take_output(write):
             self.selector.unregister(self.zygote.output)
 
     def hear_zygote(self) -> None:
@@ -154,9 +163,7 @@ class Attempt:
     def zygote_gone(self) -> None:
         status = self.zygote.reap()
         self.relay()
-        if status == EXIT_NO_APP:
-            raise StartError("the application could not be loaded")
-        raise StartError(f"the process that loads the application died ({explain(status)})")
+        raise StartError(why_not_loaded(status))
 
     def worker_gone(self) -> None:
         assert self.worker is not None

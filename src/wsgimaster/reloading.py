@@ -38,6 +38,7 @@ class Reloader:
         self.waiting: dict[int, asyncio.Future[str]] = {}  # by ticket
         self.last_ticket = 0
         self.failed = 0
+        self.warnings: list[str] = []  # of the configuration that was read last
         self.one_reads = asyncio.Lock()
 
     async def reload(self, kind: Reload, serving: Callable[[], Settings], brutal: bool = False) -> str:
@@ -69,6 +70,7 @@ class Reloader:
             sys.setswitchinterval(usual)
         if changes := beyond_a_reload(serving, settings):
             raise RefusedError("\n".join(changes))
+        self.warnings = warnings
         for warning in warnings:
             self.say(warning)
         return settings

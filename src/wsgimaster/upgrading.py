@@ -90,6 +90,7 @@ class Upgrader:
         self.task: asyncio.Task[str] | None = None
         self.ending: asyncio.Task[str] | None = None  # the rest of an upgrade that the master before exec has begun
         self.proof: Child | None = None
+        self.heard = b""  # what the last proof has written, if it has failed: it may say more
         self.signals = Signals()
 
     def upgrade(self) -> asyncio.Task[str]:
@@ -112,6 +113,7 @@ class Upgrader:
     async def _upgrade(self) -> str:
         say = self.master.log.say
         say("upgrade asked for...")
+        self.heard = b""
         try:
             async with self.master.reloader.one_reads:  # who asks for a reload meanwhile gets it from the new version
                 error = await self._take_place()
@@ -120,7 +122,7 @@ class Upgrader:
             error = f"a defect of wsgimaster, the log has more: {failure!r}"
         self.master.reloader.failed += 1
         say(f"the upgrade is given up: {error}")
-        return error
+        return f"{error}\n{self.heard.decode('utf-8', 'backslashreplace')}".rstrip()
 
     async def _take_place(self) -> str:
         """Returns only if it fails: why."""
@@ -155,12 +157,10 @@ class Upgrader:
             for fd in memories:
                 os.close(fd)
             return f"it can't be tried: {error.strerror}: {error.filename}", None
-        heard = b""
         ended: asyncio.Future[None] = loop.create_future()
 
         def write(lines: bytes) -> None:
-            nonlocal heard
-            heard = (heard + lines)[-HEARD:]
+            self.heard = (self.heard + lines)[-HEARD:]
             self.master.log.write(lines)
 
         def take() -> None:
@@ -185,13 +185,16 @@ class Upgrader:
         with open(memories[1], "rb") as answer:
             answer.seek(0)  # the position is the proof's, too
             text = answer.read()
-        words = heard.decode("utf-8", "backslashreplace")
         if late:
-            return f"it was not ready within {limit:g} s (reload-timeout)\n{words}".rstrip(), None
+            return f"it was not ready within {limit:g} s (reload-timeout)", None
         try:
-            return "", Proved.model_validate_json(text)
+            proved = Proved.model_validate_json(text)
         except ValidationError:
-            return f"it doesn't work ({explain(status)})\n{words}".rstrip(), None
+            return f"it doesn't work ({explain(status)})", None
+        if proved.error:
+            return proved.error, None
+        self.heard = b""
+        return "", proved
 
     def _changed(self, proved: Proved) -> str:
         """Why what is on disk now isn't what was proved, or ""."""
@@ -356,6 +359,7 @@ class Upgrader:
             ),
             fifo=None if master.fifo is None else ActiveFifo.model_validate(master.fifo),
             notifying=Notifying.model_validate(master.notifier),
+            generation=master.overseer.newest,
             paused=master.commands.paused,
             reloads=bool(master.commands.under_way),
             commanders=_conversations(master.control.exchange),
@@ -442,6 +446,7 @@ def resume(master: Master, state: State, said: Sequence[bytes]) -> None:
         _take_up_processes(master, running)
     else:
         master.overseer.ever_ready = True  # we don't give up as at a first start: clients wait
+        master.overseer.generation = master.overseer.newest = frame.generation + 1
     cores = None if running is None else running.cores.model_dump()
     master.front.take_up(frame.clients, said, cores, frame.paused)
     master.commands.pause(frame.paused)

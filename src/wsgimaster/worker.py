@@ -15,7 +15,7 @@ import traceback
 from typing import Any, NoReturn
 
 from wsgimaster import _process, _serve, hooks, loader
-from wsgimaster.errors import EXIT_CHECK_FAILED, EXIT_NO_APP, AppLoadError, RequestTimeout
+from wsgimaster.errors import EXIT_CHECK_FAILED, EXIT_HOOK_FAILED, EXIT_NO_APP, AppLoadError, RequestTimeout
 
 # The version of uWSGI whose interface is kept; applications compare it.
 UWSGI_VERSION = b"2.0.31"
@@ -131,7 +131,7 @@ def run(
     except _serve.ChannelLost as error:
         # The channels are unusable: requests can't come any more, so don't wait for the application's threads.
         os.write(2, f"worker {number}: {error}; leaving\n".encode())
-        os._exit(1)
+        os._exit(EXIT_HOOK_FAILED)
     except BaseException:
         traceback.print_exc()
     finally:

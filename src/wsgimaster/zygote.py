@@ -112,12 +112,13 @@ class Zygote:
     def run_hooks(self, phase: str) -> None:
         """Whoever can't do what it was told to do, ends: others serve, or nobody does yet."""
         from wsgimaster import hooks
+        from wsgimaster.errors import EXIT_HOOK_FAILED
 
         try:
             hooks.run(self.plan["hooks"][phase], phase.replace("_", "-"))
         except hooks.HookError as error:
             complain([f"*** {error}"])
-            os._exit(1)
+            os._exit(EXIT_HOOK_FAILED)
 
     def receive(self) -> tuple[bytes, list[int]]:
         """One message and its descriptors, close-on-exec from the first moment.

@@ -19,15 +19,16 @@ def read_number(text: str) -> int:
     return int(text)
 
 
-# What a shell would do something about, which words and quotes don't: variables, pipes, redirections, wildcards,
-# comments, assignments in front.
+# What a shell would do something about, beside words and quotes: variables, pipes, redirections, wildcards, comments,
+# assignments in front. In single quotes it does nothing about them.
+QUOTED = re.compile(r"'[^']*'")
 FOR_A_SHELL = re.compile(r"[$`|&;<>()*?\[\]{}~#\n]|^\s*\w+=")
 
 
 def read_words(command: str) -> tuple[str, ...]:
     """uWSGI has a shell read it. We do so only where that makes a difference: without one between, signals go to the
     program itself, and the kernel ends it with us."""
-    if FOR_A_SHELL.search(command):
+    if FOR_A_SHELL.search(QUOTED.sub("", command)):
         return ("/bin/sh", "-c", command)
     try:
         words = shlex.split(command)

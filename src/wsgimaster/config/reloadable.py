@@ -1,6 +1,6 @@
 """What a reload, or an upgrade, can't change while the server runs."""
 
-from wsgimaster.config.options import OPTIONS, Option, Takes
+from wsgimaster.config.options import OPTIONS, Kind, Option, Takes
 from wsgimaster.settings import Address, Family, Settings
 
 Values = dict[str, tuple[str, str]]  # by field: the option's usual name, and its value as text
@@ -11,7 +11,7 @@ def values(settings: Settings, takes: Takes) -> Values:
     found: Values = {}
     for option in OPTIONS:
         if option.field and option.takes is takes:  # several options may set it
-            found.setdefault(option.field, (option.names[0], _text(_value(settings, option))))
+            found.setdefault(option.field, (option.names[0], _shown(option, settings)))
     return found
 
 
@@ -30,15 +30,17 @@ def beyond_a_reload(old: Settings, new: Settings) -> list[str]:
     ]
 
 
-def _value(settings: Settings, option: Option) -> object:
+def _shown(option: Option, settings: Settings) -> str:
     section, name = option.field.split(".")
-    return getattr(getattr(settings, section), name)
+    value = getattr(getattr(settings, section), name)
+    octal = option.kind in (Kind.OCTAL, Kind.MODE) and isinstance(value, int)
+    return f"{value:03o}" if octal else _text(value)
 
 
 def _text(value: object) -> str:
     if isinstance(value, tuple):
-        return " ".join(map(_text, value)) or "none"
+        return " ".join(map(_text, value)) or "unset"
     if isinstance(value, Address):
         kind = f" ({value.family})" if value.family is Family.ABSTRACT else ""
         return f"{value.protocol}://{value.name}{kind}"
-    return "none" if value is None else str(value)
+    return "unset" if value is None else str(value)
