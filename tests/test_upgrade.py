@@ -628,7 +628,7 @@ CLOSE_ON_EXEC = 0o2000000
 
 def test_an_exec_that_fails(start: Start, tmp_path: Path) -> None:
     """The directory in which the server was started is gone for a moment: everything is as it was before."""
-    held = Held(start, tmp_path, "http-socket = 127.0.0.1:0")
+    held = Held(start, tmp_path)
     home, elsewhere = held.server.directory, held.server.directory.with_name("wm-elsewhere")
     with held.between():
         home.rename(elsewhere)

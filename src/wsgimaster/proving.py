@@ -123,7 +123,10 @@ class Attempt:
             self.selector.unregister(self.zygote.output)
 
     def hear_zygote(self) -> None:
-        data = self.control.recv(messages.SIZE)
+        try:
+            data = self.control.recv(messages.SIZE)
+        except ConnectionResetError:  # it hadn't even read what we said first
+            data = b""
         if not data:  # it ends: zygote_gone says how
             self.selector.unregister(self.control.fileno())
             return
