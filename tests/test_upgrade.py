@@ -387,62 +387,58 @@ def test_what_fails_after_the_workers_have_ended_is_tried_again(start: Start, tm
     assert installed.versions() == {"three"}
 
 
+class Ending(Installed):
+    """An upgrade from one process to two ends the worker, which is in a request for as long as the test says."""
+
+    def __init__(self, start: Start, where: Path, *more: str) -> None:
+        super().__init__(start, where, *more, processes=1)
+        self.configure(processes=2)
+
+    @contextlib.contextmanager
+    def ending(self) -> Iterator[None]:
+        """While the upgrade waits for that request, and another client waits, too. Both are served in the end."""
+        with Connection(self.server.address) as running, Connection(self.server.address) as waiting:
+            running.send(packet(cgi(f"/gate?{self.gate()}")))
+            wait_until(lambda: busy(self) == 1)
+            with self.starts("upgrade") as upgrade:
+                self.server.wait_log("this upgrade can't keep the workers")
+                waiting.send(packet(cgi("/")))
+                yield
+                self.gate().touch()
+                assert (running.answer().status, waiting.answer().status) == (200, 200)
+                self.code = upgrade.wait(60)
+
+
 def test_nobody_starts_workers_while_they_end(start: Start, tmp_path: Path) -> None:
     """Whatever is asked for meanwhile is done afterwards, or lost, but it doesn't hold the upgrade up."""
-    installed = Installed(start, tmp_path, processes=1)
-    installed.configure(processes=2)
-    with Connection(installed.server.address) as running:
-        running.send(packet(cgi(f"/gate?{installed.gate()}")))
-        wait_until(lambda: busy(installed) == 1)
-        with installed.starts("upgrade") as upgrade:
-            installed.server.wait_log("this upgrade can't keep the workers")
-            waiting = Connection(installed.server.address)
-            waiting.send(packet(cgi("/")))
+    installed = Ending(start, tmp_path)
+    with contextlib.ExitStack() as stack:
+        with installed.ending():
             for letter in "+-C":
                 installed.write(letter)
             assert installed.operate("scale", "1").returncode == 0
-            with installed.starts("reload", "--wait") as reload:
-                installed.gate().touch()
-                assert running.answer().status == 200
-                assert upgrade.wait(60) == 0
-                assert reload.wait(60) == 0
-            assert waiting.answer().status == 200
-            waiting.close()
-    assert (
-        len(installed.server.wait_log(r"spawned uWSGI worker 1 ")) == 3
-    )  # at the start, by the upgrade, by the reload
+            reload = stack.enter_context(installed.starts("reload", "--wait"))
+        assert installed.code == 0
+        assert reload.wait(60) == 0
+    assert len(installed.server.wait_log(r"spawned uWSGI worker 1 ")) == 3  # start, upgrade, reload
 
 
 def test_what_is_reloaded_while_the_workers_end_is_reloaded_afterwards(start: Start, tmp_path: Path) -> None:
-    installed = Installed(start, tmp_path, processes=1)
-    installed.configure(processes=2)
-    with Connection(installed.server.address) as running:
-        running.send(packet(cgi(f"/gate?{installed.gate()}")))
-        wait_until(lambda: busy(installed) == 1)
-        with installed.starts("upgrade") as upgrade:
-            installed.server.wait_log("this upgrade can't keep the workers")
-            installed.configure("env = COLOUR=green", processes=2)
-            installed.server.signal(signal.SIGHUP)
-            installed.server.wait_log("SIGHUP received")
-            installed.gate().touch()
-            assert running.answer().status == 200
-            assert upgrade.wait(60) == 0
+    installed = Ending(start, tmp_path)
+    with installed.ending():
+        installed.configure("env = COLOUR=green", processes=2)
+        installed.server.signal(signal.SIGHUP)
+        installed.server.wait_log("SIGHUP received")
+    assert installed.code == 0
     assert "green" in uwsgi(installed.server.address, "/").text
 
 
 def test_workers_come_back_if_it_fails_after_they_have_ended(start: Start, tmp_path: Path) -> None:
-    installed = Installed(start, tmp_path, f"attach-daemon = touch {tmp_path / 'beside'}", processes=1)
-    installed.configure(processes=2)
-    with Connection(installed.server.address) as running, Connection(installed.server.address) as waiting:
-        running.send(packet(cgi(f"/gate?{installed.gate()}")))
-        wait_until(lambda: busy(installed) == 1)
-        with installed.starts("upgrade") as upgrade:
-            installed.server.wait_log("this upgrade can't keep the workers")
-            waiting.send(packet(cgi("/")))
-            (installed.package / "half.py").write_text("an installation is under way")
-            installed.gate().touch()
-            assert (running.answer().status, waiting.answer().status) == (200, 200)
-            assert upgrade.wait(60) == 1
+    installed = Ending(start, tmp_path, f"attach-daemon = touch {tmp_path / 'beside'}")
+    installed.configure(f"attach-daemon = touch {tmp_path / 'beside'}", processes=2)
+    with installed.ending():
+        (installed.package / "half.py").write_text("an installation is under way")
+    assert installed.code == 1
     assert installed.versions() == {"one"}
     installed.server.signal(signal.SIGHUP)
     installed.server.wait_log("processes: 1 -> 2: a reload can't change that")
@@ -452,20 +448,12 @@ def test_workers_come_back_if_it_fails_after_they_have_ended(start: Start, tmp_p
 
 def test_a_stop_while_the_workers_end(start: Start, tmp_path: Path) -> None:
     """Who waits is served by the version that runs."""
-    installed = Installed(start, tmp_path, processes=1)
-    installed.configure(processes=2)
-    with Connection(installed.server.address) as running, Connection(installed.server.address) as waiting:
-        running.send(packet(cgi(f"/gate?{installed.gate()}")))
-        wait_until(lambda: busy(installed) == 1)
-        with installed.starts("upgrade") as upgrade:
-            installed.server.wait_log("this upgrade can't keep the workers")
-            waiting.send(packet(cgi("/")))
-            installed.server.signal(signal.SIGTERM)
-            installed.server.wait_log("the upgrade is given up: the server stops")
-            installed.gate().touch()
-            assert (running.answer().status, waiting.answer().status) == (200, 200)
-            assert installed.server.wait_exit() == 0
-            assert upgrade.wait(60) == 1
+    installed = Ending(start, tmp_path)
+    with installed.ending():
+        installed.server.signal(signal.SIGTERM)
+        installed.server.wait_log("the upgrade is given up: the server stops")
+    assert installed.server.wait_exit() == 0
+    assert installed.code == 1
 
 
 # ---- what happens meanwhile ----
