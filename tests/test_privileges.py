@@ -131,7 +131,7 @@ def test_what_needs_root_happens_first(start: Start) -> None:
     )
     assert (server.directory / "own.pid").read_text() == f"{server.pid}\n"
     assert uwsgi(server.address, "/hello").status == 200
-    assert "spawned uWSGI worker" in (server.directory / "own.log").read_text()
+    wait_until(lambda: "spawned uWSGI worker" in (server.directory / "own.log").read_text())
 
 
 def test_low_port(start: Start) -> None:

@@ -298,7 +298,8 @@ def test_which_server(start: Start, tmp_path: Path) -> None:
     other = start("socket = other.sock\n")
     several = subprocess.run([*WSGIMASTER, "workers"], capture_output=True, text=True, timeout=60, check=False)
     assert several.returncode == 1
-    assert re.search(rf"several servers run \(pids .*\b{other.pid}\b", several.stderr)
+    assert "several servers run; say which" in several.stderr
+    assert f"\n  --pid {other.pid}  in {other.directory}\n" in several.stderr
     listed = deployed.operate("workers")
     assert re.findall(r"^ +(\d) .* ready ", listed.stdout, re.MULTILINE) == ["1", "2"]
     nobody = subprocess.run(
