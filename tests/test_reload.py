@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -469,6 +470,11 @@ def test_recycle_and_scale(start: Start, tmp_path: Path) -> None:
     deployed.server.wait_workers(3)
 
 
+def gets_nothing(client: Connection) -> bool:
+    """For a second."""
+    return not select.select([client.socket], [], [], 1)[0]
+
+
 @pytest.mark.parametrize("way", ["auto", "push"])
 def test_a_pause(start: Start, tmp_path: Path, way: str) -> None:
     """Requests wait, none is lost."""
@@ -476,11 +482,8 @@ def test_a_pause(start: Start, tmp_path: Path, way: str) -> None:
     assert deployed.operate("pause").returncode == 0
     with Connection(deployed.server.address) as client:
         client.send(packet(cgi("/")))
-        client.socket.settimeout(1)
-        with pytest.raises(TimeoutError):
-            client.receive()
+        assert gets_nothing(client)
         assert deployed.operate("resume").returncode == 0
-        client.socket.settimeout(60)
         assert client.answer().status == 200
     with deployed.under_load():
         for times in (2, 3):  # each with both lines
@@ -500,11 +503,8 @@ def test_a_reload_during_a_pause(start: Start, tmp_path: Path, way: str) -> None
         client.send(packet(cgi("/")))
         deployed.deploy("VERSION = 'two'")
         assert deployed.reload().returncode == 0
-        client.socket.settimeout(1)
-        with pytest.raises(TimeoutError):
-            client.receive()
+        assert gets_nothing(client)
         assert deployed.operate("resume").returncode == 0
-        client.socket.settimeout(60)
         assert client.answer().text.startswith("two")
 
 

@@ -342,8 +342,7 @@ class Upgrader:
         """As of now. proved: what the proof has found out, None before; clients: rows of the front; log: lines that
         aren't written yet."""
         master, prepared = self.master, self.master.prepared
-        assert master.control is not None
-        assert master.health is not None
+        commanders, *probes = map(_conversations, master.exchanges)
         frame = Frame(
             format=handover.FORMAT,
             version=__version__,
@@ -362,8 +361,8 @@ class Upgrader:
             generation=master.overseer.newest,
             paused=master.commands.paused,
             reloads=bool(master.commands.under_way),
-            commanders=_conversations(master.control.exchange),
-            probes=[_conversations(one) for one in master.health.exchanges],
+            commanders=commanders,
+            probes=probes,
             clients=list(clients),
             touched=master.touch_files.seen,
             log=log.decode("latin-1"),
