@@ -41,6 +41,7 @@ chaos: .venv/built $(UWSGI)
 
 fuzz: .venv/built
 	PYTHONPATH=tests $(PYTHON) -m support.packet_fuzz 1000000
+	PYTHONPATH=tests $(PYTHON) -m support.http_fuzz 300000
 
 # The packet parser once more under AddressSanitizer, built apart from the one that serves.
 asan: .venv/built

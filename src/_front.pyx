@@ -13,10 +13,14 @@ A connection is an entry of a table indexed by its descriptor, and is in exactly
     QUEUED    complete, no core was idle; its bytes are kept here, in the list `queue`, oldest first
     RUNNING   pushed to a core; we keep our own descriptor so that we can answer if the worker dies
     LINGER    answered and half-closed; read and discarded until the client closes, in the list `lingerers`
+    KEPT      HTTP, between two requests; watched, in the list `kept`
+    HELD      the same, but a core waits for the next request (_layout.pxd); in the epoll `shelf`
 
     accept -> HEAD -> RUNNING -> closed          the usual way; HEAD is not even entered when the head is there
                    -> QUEUED -> RUNNING
-                             -> LINGER -> closed  an unread body, an answer of our own, an HTTP client
+                             -> LINGER -> closed  an unread body, an answer of our own
+                             -> KEPT -> HEAD ...  an HTTP connection that goes on
+                             -> HELD -> KEPT      and the core gives it back, or doesn't come and we take it
 
 Ways to part with a client:
 
@@ -46,6 +50,11 @@ milliseconds (`set_watch`). What we then accept goes the usual way. Who was woke
 must pass it on, since the kernel tells nobody else: a claimed core counts it and rings (`take_passed_on`), a parked or
 dead one makes us look again (`look_anew`).
 
+HTTP connections are watched edge-triggered from their first request on, also while a core answers: so the next request
+wakes us, and no core has to ring for it. What they send beyond a request is kept (`ahead`). Of those that cores hold we
+look at what nobody reads (`look_at_held`), when the timer looks at the rest; the timer runs unless all is calm, and then
+the arrival of anything on the shelf wakes us.
+
 Nothing here blocks, and nothing here decides about processes: what is rare or a matter of policy goes to the
 `Events` object that the master passes in.
 
@@ -62,6 +71,7 @@ from libc.errno cimport EAGAIN, EINTR, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset, strerror
 
+from wsgimaster._http1 cimport *
 from wsgimaster._kernel cimport *
 from wsgimaster._layout cimport *
 from wsgimaster._peers cimport *
@@ -125,6 +135,8 @@ cdef extern from * nogil:
         EPOLLIN
         EPOLLET
         EPOLLEXCLUSIVE
+        EPOLLRDHUP
+        SHUT_RDWR
         SHUT_WR
         SOCK_NONBLOCK
         SOCK_CLOEXEC
@@ -158,6 +170,7 @@ cdef enum Watched:  # what an epoll entry stands for; the upper byte of its data
     CHANNEL = 3
     DOORBELL = 4
     TIMER = 5
+    SHELF = 6
 
 cdef enum State:  # this and CoreState are handed over to other versions: numbers stay (handover.FORMAT)
     CLOSED = 0
@@ -165,6 +178,8 @@ cdef enum State:  # this and CoreState are handed over to other versions: number
     QUEUED = 2
     RUNNING = 3
     LINGER = 4
+    KEPT = 5
+    HELD = 6
 
 cdef enum Refusing:
     NOBODY = 0
@@ -187,8 +202,18 @@ cdef enum CoreState:
 ctypedef struct Connection:
     uint8_t state
     uint8_t watched        # stands in the private epoll
+    uint8_t edge           # edge-triggered: HTTP, until it lingers
     uint8_t listener
     uint8_t trusted
+    uint8_t came           # QUEUED, RUNNING: there may be more to read
+    uint8_t unfinished     # more of the request's body is still to come, and the core's to read
+    uint8_t is_local
+    uint16_t flags         # FLAG_*, of an HTTP request
+    uint16_t port          # the client's
+    unsigned char address[16]
+    uint32_t requests      # on this connection, before this one
+    int32_t holder, place  # HELD: the core, and the place in its table
+    uint8_t lent           # a core holds it, or may still have its descriptor
     uint16_t generation    # tells a stale epoll event from one of the descriptor's next life
     int32_t previous, next # in the list of its state
     uint64_t id            # of the request, for the client and the log
@@ -197,6 +222,9 @@ ctypedef struct Connection:
     uint32_t have          # bytes in `bytes`
     uint32_t room
     unsigned char *bytes   # HEAD, QUEUED: what was read so far; NULL otherwise
+    unsigned char *ahead   # of the connection's next requests, or NULL
+    uint32_t ahead_bytes
+    uint32_t scanned       # of `bytes`: find_head_end
     int64_t content_length
 
 ctypedef struct Chain:     # a list through Connection.previous and .next; -1 ends it
@@ -225,6 +253,8 @@ ctypedef struct Core:
     uint64_t ran_ns, delayed_ns, outside_ns, served  # outside: it waited for a request
     uint64_t busy_ns       # its worker's time in requests, as of the last look
     uint64_t looked_ns     # when that was; at first, when it became ready
+    int32_t held[HELD_PER_CORE]  # descriptors of the connections that it holds, by their places; -1
+    int32_t held_count
 
 ctypedef struct Process:
     int32_t running        # requests
@@ -235,6 +265,7 @@ ctypedef struct Listener:
     int32_t fd
     uint8_t http
     uint8_t local           # unix or abstract
+    uint16_t port
     uint8_t open
     uint8_t shared          # with the cores
     uint8_t watched
@@ -250,13 +281,14 @@ ctypedef struct Arrivals:  # how many connections had come at some moments, the 
 cdef enum:
     MAX_LISTENERS = 250
     FIRST_READ = 16384            # a head rarely has more than 4 KiB; body bytes that come along are copied once
-    LARGEST_HTTP_HEAD = 65536
     BATCH = 64                    # events per epoll_wait
     ROUNDS = 64                   # of epoll_wait, before the loop's other callbacks get their turn
     MAX_BUFFERED = 64 << 20       # bytes of incomplete heads, over all connections
     MAX_QUEUED = 64 << 20         # bytes of waiting requests
     DISCARD_READS = 16            # per event of a lingering client
     EVERYBODY = 1 << 30           # as `wanted`
+    MOST_GIVEN_UP = 64            # kept connections that end when descriptors are short
+    MOST_STALE = 64               # held connections that are taken from their cores at a time
     MOST_LEFT = 1000              # messages of a dead worker; its channel holds fewer
 
 # A client that drips one byte per socket-timeout is let go after this many timeouts.
@@ -271,6 +303,8 @@ cdef uint64_t OVERDUE_NS = 2_000_000
 cdef uint64_t MEASURE_NS = 10_000_000
 # What became of the request of a dead worker that had pulled it: the client has seen nothing but the end.
 NO_ANSWER = -1
+# So long a request on a held connection waits for its core, ns, if no other is idle.
+cdef uint64_t TOO_STALE_NS = 20_000_000
 # nginx's lingering_time.
 cdef uint64_t LINGER_NS = 30 * 1_000_000_000ULL
 
@@ -296,7 +330,7 @@ def board_slots_offset(size_t cores):
 
 
 ANSWERS = {
-    400: b"Bad Request", 403: b"Forbidden", 408: b"Request Timeout", 411: b"Length Required",
+    400: b"Bad Request", 403: b"Forbidden", 408: b"Request Timeout", 413: b"Content Too Large", 414: b"URI Too Long",
     431: b"Request Header Fields Too Large", 501: b"Not Implemented", 502: b"Bad Gateway",
     503: b"Service Unavailable", 504: b"Gateway Timeout", 505: b"HTTP Version Not Supported",
 }
@@ -311,14 +345,6 @@ LATE = "it has waited for a worker for longer than queue-timeout"
 WITHOUT_CONTROLS = bytes(c if 32 <= c < 127 or c == 10 else 63 for c in range(256))
 
 
-class HeadError(Exception):
-    """An HTTP head that isn't served; raised by the function that reads heads. status: the answer."""
-
-    def __init__(self, status, message):
-        super().__init__(message)
-        self.status = status
-
-
 @cython.final
 cdef class Front:
     """The connections, the queue and the cores of one master.
@@ -328,12 +354,13 @@ cdef class Front:
     queue_timeout: seconds that they may wait there, 0 for ever. queue_wait: the seconds that `waits` will be asked
     about. pull: whether cores accept for themselves; most_waiting:
     how many idle ones wait for connections. taken_over: the scoreboard is another master's (take_up). allow_from, forwarded_allow: settings.prefix_of each network.
-    read_http_head(head, fd, limit): see http1.read_head. events: the master's object, see `Events` in _front.pyi.
+    keepalive: seconds that an HTTP connection may wait for its next request, 0: none goes on. events: the master's object, see `Events` in _front.pyi.
     """
 
     cdef BoardHead *board
     cdef uint64_t *finished_bits
     cdef uint64_t *waiting_bits
+    cdef uint64_t *door_bits
     cdef Slot *slots
     cdef unsigned char *rings
     cdef object memory            # keeps the mapping alive
@@ -351,7 +378,14 @@ cdef class Front:
     cdef Listener listeners[MAX_LISTENERS]
     cdef list names               # of the listeners
     cdef int listener_count
-    cdef Chain heads, queue, lingerers
+    cdef Chain heads, queue, lingerers, kept
+    cdef int eager                # RUNNING connections with more to read
+    cdef int shelf                # an epoll of the HELD ones
+    cdef bint shelf_watched       # and we are woken when something comes on one of them
+    cdef int held_count           # how many they are
+    cdef list parted              # (descriptor, core, number of the request): see part_with_client
+    cdef int stale[MOST_STALE]    # of these, those whose cores don't come
+    cdef int stale_count
     cdef size_t buffered          # bytes held for connections in HEAD
     cdef size_t queued_bytes      # the same for QUEUED
     cdef Peers peers
@@ -382,11 +416,14 @@ cdef class Front:
     cdef uint64_t possible_ns, possible_until_ns  # the time that cores could have been in requests, up to then
     cdef uint32_t arrangements    # of the cores, when we put our entries behind theirs
     cdef uint32_t passed_on       # of board.passed_on, those that were seen to
-    cdef object events, read_http_head
+    cdef object events
     cdef unsigned char *scratch
+    cdef unsigned char *packet    # of the HTTP request that is being read
+    cdef uint64_t keepalive_ns
     cdef int idle_cores, leaving_cores, running, asked
     cdef int serving_cores        # IDLE or BUSY
     cdef bint paused, ticking
+    cdef bint ending              # no HTTP connection waits for a next request any more
     cdef uint64_t seen_id         # board.last_id at the last tick
     cdef bint held                # accept nobody: the master lacks descriptors for its processes
     cdef bint finished_some       # since the last tick: their lines are in the rings, and only a tick takes them
@@ -398,12 +435,13 @@ cdef class Front:
 
     def __cinit__(self, memory, int cores, int threads, int doorbell, *, int buffer_size, double timeout, int waiting_limit,
                   double queue_timeout, double queue_wait, bint even, bint pull, int most_waiting, allow_from,
-                  forwarded_allow, events, read_http_head, bint taken_over=False):
+                  forwarded_allow, double keepalive, events, bint taken_over=False):
         cdef unsigned char[::1] view = memory
         self.memory = memory
         self.board = <BoardHead *>&view[0]
         self.finished_bits = board_finished(self.board)
         self.waiting_bits = board_waiting(self.board, cores)
+        self.door_bits = board_door(self.board, cores)
         self.slots = board_slots(self.board, cores)
         self.rings = board_rings(self.board, cores)
         self.core_count, self.threads = cores, threads
@@ -418,15 +456,17 @@ cdef class Front:
         self.even = even
         self.pull, self.most_waiting = pull, most_waiting
         self.board.waiters = <uint32_t>most_waiting
-        self.events, self.read_http_head = events, read_http_head
-        self.names = []
+        self.events = events
+        self.keepalive_ns = <uint64_t>(keepalive * 1e9)
+        self.names, self.parted = [], []
         self.cores = <Core *>PyMem_RawCalloc(cores, sizeof(Core))
         self.processes = <Process *>PyMem_RawCalloc(self.process_count, sizeof(Process))
         self.rank_first = <int32_t *>PyMem_RawMalloc((threads + 1) * sizeof(int32_t))
         self.rank_last = <int32_t *>PyMem_RawMalloc((threads + 1) * sizeof(int32_t))
         self.scratch = <unsigned char *>PyMem_RawMalloc(MESSAGE_MAX_BYTES)
+        self.packet = <unsigned char *>PyMem_RawMalloc(MESSAGE_MAX_BYTES)
         set_peers(&self.peers, allow_from, forwarded_allow)
-        if not (self.cores and self.processes and self.rank_first and self.rank_last and self.scratch):
+        if not (self.cores and self.processes and self.rank_first and self.rank_last and self.scratch and self.packet):
             raise MemoryError
         cdef int i
         for i in range(threads + 1):
@@ -435,9 +475,12 @@ cdef class Front:
             self.cores[i].process = i // threads
             self.cores[i].channel = self.cores[i].far = self.cores[i].client = self.cores[i].schedstat = -1
             self.cores[i].use = -1
+            memset(self.cores[i].held, 0xFF, sizeof(self.cores[i].held))
+        self.board.keeps = self.keepalive_ns > 0
         clear(&self.heads)
         clear(&self.queue)
         clear(&self.lingerers)
+        clear(&self.kept)
         self.epoll = self.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
         if self.epoll < 0:
             raise OSError(errno, "epoll_create1")
@@ -448,7 +491,7 @@ cdef class Front:
         # Edge-triggered, so that neither has to be read: epoll_wait takes the edge.
         self.watch(doorbell, DOORBELL, 0, EPOLLIN | EPOLLET)
         self.watch(self.again, DOORBELL, 0, EPOLLIN | EPOLLET)
-        self.netlink = self.timer = -1
+        self.netlink = self.timer = self.shelf = -1
         self.free = True
         self.recent.spacing = OVERDUE_NS // 2
         self.past.spacing = self.queue_timeout_ns // 100
@@ -459,6 +502,9 @@ cdef class Front:
             if self.timer < 0:
                 raise OSError(errno, "timerfd_create")
             self.watch(self.timer, TIMER, 0, EPOLLIN | EPOLLET)
+            self.shelf = epoll_create1(EPOLL_CLOEXEC)
+            if self.shelf < 0:
+                raise OSError(errno, "epoll_create1")
         if not taken_over:
             self.ask_for_ring()
 
@@ -466,6 +512,7 @@ cdef class Front:
         cdef int fd
         for fd in range(self.table_size):
             PyMem_RawFree(self.connections[fd].bytes)
+            PyMem_RawFree(self.connections[fd].ahead)
         PyMem_RawFree(self.connections)
         for fd in range(self.core_count):
             PyMem_RawFree(self.cores[fd].kept)
@@ -476,8 +523,9 @@ cdef class Front:
         PyMem_RawFree(self.rank_first)
         PyMem_RawFree(self.rank_last)
         PyMem_RawFree(self.scratch)
+        PyMem_RawFree(self.packet)
         free_peers(&self.peers)
-        for fd in (self.epoll, self.again, self.netlink, self.timer):
+        for fd in (self.epoll, self.again, self.netlink, self.timer, self.shelf):
             if fd >= 0:
                 close(fd)
 
@@ -490,6 +538,8 @@ cdef class Front:
         try:
             for rounds in range(ROUNDS):
                 self.collect_finished()
+                if self.parted:
+                    self.settle_parted()
                 n = epoll_wait(self.epoll, found, BATCH, 0)
                 for i in range(n):
                     self.dispatch_event(found[i].data.u64, found[i].events)
@@ -500,6 +550,8 @@ cdef class Front:
 
     cdef int before_sleeping(self) except -1:
         """The end of everything that the loop calls: whoever is to wake us must know, and a tick must be under way."""
+        if self.parted:
+            self.settle_parted()
         self.ease_off()
         if self.came and self.free and self.idle_cores and now_ns() - self.measured_ns > MEASURE_NS:
             self.reconsider(self.backlog())
@@ -509,6 +561,8 @@ cdef class Front:
             self.ticking = True
             self.events.tick_wanted()
         self.came = False
+        if self.parted:
+            self.settle_parted()
         self.set_watch()
         return 0
 
@@ -539,7 +593,7 @@ cdef class Front:
 
     cdef void ask_for_ring(self):
         """Before sleeping: must a worker that reports wake us? If so, look once more, since one may just have."""
-        cdef bint wanted = self.idle_cores == 0 or self.queue.length > 0 or self.leaving_cores > 0
+        cdef bint wanted = self.idle_cores == 0 or self.queue.length > 0 or self.leaving_cores > 0 or self.eager > 0
         store_seq_i32(&self.board.wanted, EVERYBODY if self.gathering else self.queue.length + self.surplus)
         store_seq_u32(&self.board.ring, wanted)
         if (wanted and any_bit(self.finished_bits, self.core_count)
@@ -553,10 +607,12 @@ cdef class Front:
         object, or nobody at all who could take it. Otherwise a timer looks; not while nothing goes on or all is calm, but
         then we are woken when a connection comes that no core waits for."""
         cdef bint wanted = not self.suspended and (not self.ticking or self.serving_cores == 0 or self.calm
-                            or (self.free and self.idle_cores > 0))
+                            or (self.free and self.idle_cores > 0) or self.only_away_from_door())
         cdef uint32_t arrangements = load_seq_u32(&self.board.arrangements)
         cdef bint behind = self.arrangements == arrangements and not self.look_anew
-        cdef uint64_t period_ns = 0 if wanted else LOOK_NS if self.idle_cores and not self.suspended else LOOK_AT_LIMITS_NS
+        cdef bint looks = not wanted or (self.held_count > 0 and self.ticking and not self.calm)
+        cdef bint often = (self.idle_cores > 0 or self.held_count > 0) and not self.suspended
+        cdef uint64_t period_ns = 0 if not looks else LOOK_NS if often else LOOK_AT_LIMITS_NS
         cdef Listener *listener
         cdef int number
         if not self.shared_count:
@@ -564,6 +620,12 @@ cdef class Front:
         if period_ns != self.period_ns:
             self.period_ns = period_ns
             set_timer(self.timer, period_ns)
+        if self.shelf_watched != (self.held_count > 0 and self.ticking and self.calm):
+            self.shelf_watched = not self.shelf_watched
+            if self.shelf_watched:
+                self.watch(self.shelf, SHELF, 0, EPOLLIN | EPOLLET)
+            else:
+                epoll_ctl(self.epoll, EPOLL_CTL_DEL, self.shelf, NULL)
         wanted = wanted and not self.paused
         self.arrangements, self.look_anew = arrangements, False
         for number in range(self.listener_count):
@@ -582,15 +644,101 @@ cdef class Front:
 
     cdef int look(self) except -1:
         """The timer's: what waits in the kernel, should a core be woken for it, and is it too much?"""
-        cdef int waiting = self.backlog()
+        cdef int waiting = self.backlog(), here
         read_timer(self.timer)
+        here = self.look_at_held()
+        while (self.stale_count and (any_bit(self.waiting_bits, self.core_count)
+                                     or self.idle_cores and self.serving_cores <= self.most_waiting)
+               and self.take_stale()):
+            pass
+        while waiting and self.only_away_from_door() and self.accept_shared():
+            waiting -= 1
         if self.serving_cores > self.most_waiting and not self.suspended and self.reconsider(waiting):  # else nobody is parked for long
             waiting = self.backlog()
         self.keep_limits(waiting)
         if waiting and not self.idle_cores:
             note_arrivals(&self.patient, now_ns(), self.accepted() + waiting)
             self.events.requests_wait()
-        self.calm = waiting == 0 and any_bit(self.waiting_bits, self.core_count)
+        self.calm = waiting == 0 and here == 0 and count_at_door(self.waiting_bits, self.door_bits, self.core_count) > 0
+        return 0
+
+    cdef bint only_away_from_door(self):
+        """Whether cores wait, but none of them at the listening sockets: then we can help those who come there."""
+        return (any_bit(self.waiting_bits, self.core_count)
+                and count_at_door(self.waiting_bits, self.door_bits, self.core_count) == 0)
+
+    cdef int look_at_held(self) except -1:
+        """Which held connections have something for a core that doesn't come? It may be in a long request. Returns how many
+        have something that nobody reads; `stale` are those that had it at the last look already. Those that have had it for
+        long are taken and queued, so that finishing cores are asked for."""
+        cdef epoll_event found[MOST_STALE]
+        cdef Connection *c
+        cdef Held *entry
+        cdef uint64_t now = now_ns()
+        cdef int n = epoll_wait(self.shelf, found, MOST_STALE, 0) if self.held_count else 0, i, fd, here = 0
+        self.stale_count = 0
+        for i in range(n):
+            fd = <int>found[i].data.u64
+            c = &self.connections[fd]
+            entry = self.entry(c)
+            if c.state != HELD or load_seq(&entry.state) != HELD_CORE:
+                continue
+            here += 1
+            if c.since_ns != entry.since_ns:  # the core has served it since the last look
+                c.since_ns, c.began_ns = entry.since_ns, now
+            elif now - c.began_ns > TOO_STALE_NS and not self.suspended and self.take_from_core(fd):
+                self.go_on(fd)
+            else:
+                self.stale[self.stale_count] = fd
+                self.stale_count += 1
+        return here
+
+    cdef Held *entry(self, const Connection *c):
+        return board_held(self.board, self.core_count, c.holder) + c.place
+
+    cdef bint take_stale(self) except -1:
+        """One of those, to be given to another core. False: none is left."""
+        cdef int fd
+        while self.stale_count and not self.suspended:
+            self.stale_count -= 1
+            fd = self.stale[self.stale_count]
+            if self.connections[fd].state == HELD and self.take_from_core(fd):
+                self.go_on(fd)
+                return True
+        return False
+
+    cdef bint take_from_core(self, int fd) except -1:
+        """Whether the connection is ours alone now: its core is between two requests of it."""
+        if not change_held(self.entry(&self.connections[fd]), HELD_CORE, HELD_TAKEN):
+            return False
+        self.unhold(fd)
+        return True
+
+    cdef int unhold(self, int fd) except -1:
+        cdef Connection *c = &self.connections[fd]
+        cdef Core *k = &self.cores[c.holder]
+        epoll_ctl(self.shelf, EPOLL_CTL_DEL, fd, NULL)
+        k.held[c.place] = -1
+        k.held_count -= 1
+        self.held_count -= 1
+        c.holder = -1
+        c.state = CLOSED
+        return 0
+
+    cdef int lend(self, int fd, int core, int place) except -1:
+        """A core holds this connection from now on."""
+        cdef Connection *c = &self.connections[fd]
+        cdef epoll_event event
+        if c.watched:
+            epoll_ctl(self.epoll, EPOLL_CTL_DEL, fd, NULL)
+            c.watched = False
+        event.events, event.data.u64 = EPOLLIN, fd
+        epoll_ctl(self.shelf, EPOLL_CTL_ADD, fd, &event)
+        c.state, c.holder, c.place, c.lent, c.since_ns = HELD, core, place, True, 0
+        self.cores[core].held[place] = fd
+        self.cores[core].held_count += 1
+        self.held_count += 1
+        self.calm = False
         return 0
 
     cdef int reconsider(self, int waiting) except -1:
@@ -607,10 +755,11 @@ cdef class Front:
             self.measure(now)
         note_arrivals(&self.recent, now, accepted + waiting)
         self.free, wake, rest = self.events.decide_wakeups(
-            self.use, self.grinders, min(waiting, waited(&self.recent, now, OVERDUE_NS, self.accepted())))
+            self.use, self.grinders,
+            self.stale_count + min(waiting, waited(&self.recent, now, OVERDUE_NS, self.accepted())))
         if measured:  # else those who have gone to sleep since are among the grinders still
             self.surplus = rest
-        while woken < wake and self.idle_cores and self.accept_shared():
+        while woken < wake and self.idle_cores and (self.take_stale() or self.accept_shared()):
             woken += 1
         return woken
 
@@ -646,9 +795,27 @@ cdef class Front:
 
     def look_again(self):
         """Once in a while, whatever happens: a core may have been stopped between waking up and accepting."""
+        cdef uint64_t now = now_ns()
+        while self.kept.length and now - self.connections[self.kept.first].since_ns > self.keepalive_ns:
+            self.end_kept(self.kept.first)
+        self.end_idle(now)
         if not self.ticking:
             self.accept_for_idle()
+            self.look_at_held()
+            while self.take_stale():
+                pass
             self.before_sleeping()
+
+    cdef int end_idle(self, uint64_t now) except -1:
+        """Held connections whose time is over."""
+        cdef int core, place, fd
+        for core in range(self.core_count if self.held_count else 0):
+            for place in range(HELD_PER_CORE if self.cores[core].held_count else 0):
+                fd = self.cores[core].held[place]
+                if fd >= 0 and now - min(now, self.entry(&self.connections[fd]).since_ns) > self.keepalive_ns:
+                    if self.take_from_core(fd):
+                        self.go_on(fd, ends=True)
+        return 0
 
     cdef int keep_limits(self, int waiting) except -1:
         """503 to those who wait at the shared sockets and are too many, or have waited for too long: the oldest, since
@@ -679,7 +846,7 @@ cdef class Front:
 
     cdef uint64_t accepted(self):
         """Connections at the shared sockets so far, by whomever; a number to compare with itself."""
-        return load_seq(&self.board.last_id) - self.n_own
+        return load_seq(&self.board.last_id) - self.n_own - load_seq(&self.board.again)
 
     cdef int backlog(self):
         """Connections that wait at the shared sockets; one for a socket that doesn't tell how many."""
@@ -734,16 +901,27 @@ cdef class Front:
         elif kind == CLIENT:
             if (number < self.table_size
                     and self.connections[number].generation == <uint16_t>((data >> 32) & 0xFFFF)):
-                if self.connections[number].state == HEAD:
-                    self.read_head_of(number)
-                elif self.connections[number].state == LINGER:
-                    self.discard(number)
+                self.client_says(number, what)
         elif kind == CHANNEL:
             self.read_channel(number)
         elif kind == TIMER:
             self.look()
+        elif kind == SHELF:
+            self.calm = False  # a core has been woken for it, or is to come; the timer looks whether it does
         elif kind == DOORBELL and self.pull:
             self.answer_bell()
+        return 0
+
+    cdef int client_says(self, int fd, uint32_t what) except -1:
+        cdef Connection *c = &self.connections[fd]
+        if c.state == LINGER:
+            return self.discard(fd)
+        if c.state in (HEAD, KEPT):
+            c.came |= (what & EPOLLRDHUP) != 0  # the end of what is to be read is still to come
+            return self.read_head_of(fd)
+        if c.state == RUNNING:
+            self.eager += not c.came
+        c.came = True
         return 0
 
     cdef int answer_bell(self) except -1:
@@ -767,7 +945,9 @@ cdef class Front:
         cdef Connection *c = &self.connections[fd]
         if not c.watched:
             c.generation += 1
-            self.watch(fd, CLIENT, (<uint64_t>c.generation << 32) | <uint64_t>fd, EPOLLIN)
+            c.edge = self.listeners[c.listener].http and c.state != LINGER
+            self.watch(fd, CLIENT, (<uint64_t>c.generation << 32) | <uint64_t>fd,
+                       EPOLLIN | EPOLLRDHUP | EPOLLET if c.edge else EPOLLIN)
             c.watched = True
         return 0
 
@@ -780,9 +960,10 @@ cdef class Front:
         cdef int number = self.listener_count
         self.listeners[number].fd = fd
         self.listeners[number].http, self.listeners[number].local, self.listeners[number].open = http, local, True
+        self.listeners[number].port = own_port(fd)
         self.names.append(name)
         self.listener_count += 1
-        if self.pull and not http and self.shared_count < MOST_PULLED:
+        if self.pull and self.shared_count < MOST_PULLED:
             self.listeners[number].shared = True
             self.listeners[number].inode = inode_of(fd)
             self.shared_count += 1
@@ -838,7 +1019,8 @@ cdef class Front:
         if not self.listeners[number].open or self.paused:
             return 0
         self.came |= shared
-        cdef bint help_is_useless = self.idle_cores == 0 or (not self.free and self.idle_cores < self.serving_cores)
+        cdef bint help_is_useless = not self.only_away_from_door() and (
+            self.idle_cores == 0 or (not self.free and self.idle_cores < self.serving_cores))
         if shared and self.serving_cores and (help_is_useless or not self.is_behind()):
             # a core comes for it sooner than another could be woken, or was woken as well as we; set_watch decides anew
             self.calm = False
@@ -871,7 +1053,9 @@ cdef class Front:
     cdef bint let_in(self, int fd, int number, const SocketName *name) except -1:
         """Whether this client may say anything here; sets what counts of it."""
         cdef Trust trust = http_peer(&self.peers, name) if self.listeners[number].http else uwsgi_peer(&self.peers, name)
-        self.connections[fd].trusted = trust == TRUSTED
+        cdef Connection *c = &self.connections[fd]
+        c.trusted = trust == TRUSTED
+        c.is_local, c.port = not address_bytes(name, c.address), port_of(name)
         if trust == REFUSED:
             self.refuse(fd, 403, "its address is not in allow-from")
         return trust != REFUSED
@@ -891,6 +1075,8 @@ cdef class Front:
             self.connections, self.table_size = table, size
         cdef Connection *c = &self.connections[fd]
         c.state, c.watched, c.bytes, c.have, c.room = CLOSED, False, NULL, 0, 0
+        c.ahead, c.ahead_bytes, c.scanned, c.came, c.unfinished, c.edge = NULL, 0, 0, False, False, False
+        c.flags, c.requests, c.holder, c.lent = 0, 0, -1, False
         c.previous = c.next = -1
         c.content_length = -1
         c.began_ns = c.since_ns = now_ns()
@@ -903,7 +1089,22 @@ cdef class Front:
         if not self.paused:
             self.paused, self.calm = True, False
             self.pause_own(0)
+            self.give_up_idle()
             self.events.accepting_paused(strerror(error).decode())
+        return 0
+
+    cdef int give_up_idle(self) except -1:
+        """Descriptors are short: those who want something come before those who may want something again."""
+        cdef int core, place, fd, left = MOST_GIVEN_UP
+        while self.kept.length and left:
+            self.end_kept(self.kept.first)
+            left -= 1
+        for core in range(self.core_count if self.held_count else 0):
+            for place in range(HELD_PER_CORE if self.cores[core].held_count else 0):
+                fd = self.cores[core].held[place]
+                if fd >= 0 and left and self.take_from_core(fd):
+                    self.go_on(fd, ends=True)
+                    left -= 1
         return 0
 
     def hold(self, bint held):
@@ -929,28 +1130,35 @@ cdef class Front:
         """Read what has come; go on to 3 when the head is complete, else wait for more."""
         cdef Connection *c = &self.connections[fd]
         cdef ssize_t n
-        if c.have == 0:
-            n = recv(fd, self.scratch, FIRST_READ, MSG_DONTWAIT)
-        else:
-            n = recv(fd, c.bytes + c.have, c.room - c.have, MSG_DONTWAIT)
-        if n < 0:
-            if errno in (EAGAIN, EINTR):
-                return self.wait_for_head(fd)
-            self.drop(fd)
-            return 0
-        if n == 0:  # a probe that says nothing is no error; half a head is a client that left
-            self.n_clients_gone += c.have > 0
-            self.drop(fd)
-            return 0
-        if c.have == 0:
-            if self.needs_more(fd, self.scratch, n):
+        cdef size_t room
+        while True:
+            if c.have == 0:
+                room = FIRST_READ
+                n = recv(fd, self.scratch, room, MSG_DONTWAIT)
+            else:
+                room = c.room - c.have
+                n = recv(fd, c.bytes + c.have, room, MSG_DONTWAIT)
+            if n < 0:
+                if errno in (EAGAIN, EINTR):
+                    return self.wait_for_head(fd)
+                self.drop(fd)
+                return 0
+            if n == 0:  # a probe that says nothing is no error; half a head is a client that left
+                self.n_clients_gone += c.have > 0
+                self.drop(fd)
+                return 0
+            c.came |= <size_t>n == room
+            if c.have == 0:
+                if not self.needs_more(fd, self.scratch, n):
+                    return 0
                 self.keep(fd, self.scratch, n)
-                self.wait_for_head(fd)
-            return 0
-        c.have += n
-        if self.needs_more(fd, c.bytes, c.have):
-            self.make_room(fd)
-            self.wait_for_head(fd)
+            else:
+                c.have += n
+                if not self.needs_more(fd, c.bytes, c.have):
+                    return 0
+                self.make_room(fd)
+            if not self.listeners[c.listener].http:
+                return self.wait_for_head(fd)
         return 0
 
     cdef bint needs_more(self, int fd, unsigned char *bytes, size_t have) except -1:
@@ -976,38 +1184,109 @@ cdef class Front:
         return False
 
     cdef bint http_needs_more(self, int fd, unsigned char *bytes, size_t have) except -1:
-        """An HTTP head becomes a packet like nginx's, so that workers know one format only."""
+        """An HTTP head becomes a packet like nginx's, so that workers know one format only (_http1.pyx)."""
         cdef Connection *c = &self.connections[fd]
-        cdef void *end = memmem(bytes, have, b"\r\n\r\n", 4)
-        cdef size_t size
-        if end == NULL:
-            if have < LARGEST_HTTP_HEAD:
-                return True
-            self.refuse(fd, 431, f"its head has more than {LARGEST_HTTP_HEAD} bytes")
+        cdef HttpClient client
+        cdef HttpHead head
+        cdef size_t scanned = c.scanned
+        cdef const char *why = NULL
+        cdef int size = find_head_end(bytes, have, &scanned, &why)
+        c.scanned = <uint32_t>scanned
+        if size == HEAD_HAS_ERROR:
+            self.refuse_head(fd, bytes, have, why)
             return False
-        size = <size_t>(<unsigned char *>end - bytes) + 4
-        try:
-            packet, length, expects = self.read_http_head(PyBytes_FromStringAndSize(<char *>bytes, size), fd,
-                                                          self.buffer_size)
-        except HeadError as error:
-            self.refuse(fd, error.status, str(error))
+        if scanned == 0 and size == HEAD_IS_INCOMPLETE and have > MOST_HTTP_LINE:
+            self.refuse(fd, 414, f"its first line has more than {MOST_HTTP_LINE} bytes")
             return False
-        c.content_length = length
-        if expects and have == size:  # RFC 9110 10.1.1; not for a body that has begun to come
-            send(fd, b"HTTP/1.1 100 Continue\r\n\r\n", 25, MSG_DONTWAIT | MSG_NOSIGNAL)
-        packet += PyBytes_FromStringAndSize(<char *>bytes + size, have - size)
-        self.admit(fd, <unsigned char *>PyBytes_AS_STRING(packet), PyBytes_GET_SIZE(packet))
+        if max(<size_t>size, 0 if size else have) > MOST_HTTP_HEAD:
+            self.refuse(fd, 431, f"its head has more than {MOST_HTTP_HEAD} bytes")
+            return False
+        if size == HEAD_IS_INCOMPLETE:
+            return True
+        if have - size > FIRST_READ:  # only an application that writes to its channel sends that
+            self.drop(fd)
+            return False
+        c.scanned = 0
+        memcpy(client.address, c.address, 16)
+        client.is_local, client.port, client.secure = c.is_local, c.port, False
+        client.own_port = self.listeners[c.listener].port
+        if read_http_request(bytes, have, size, &client, self.packet, self.buffer_size, &head):
+            self.refuse(fd, head.status, head.why.decode())
+            return False
+        c.content_length, c.flags = head.content_length, http_flags(&head)
+        if self.keepalive_ns == 0:
+            c.flags &= ~FLAG_KEEPS
+        c.unfinished = head.chunked or head.content_length > <int64_t>head.body_bytes
+        self.keep_ahead(c, bytes + head.taken, have - head.taken)
+        self.admit(fd, self.packet, head.packet_bytes + head.body_bytes)
         return False
+
+    cdef int refuse_head(self, int fd, const unsigned char *bytes, size_t have, const char *why) except -1:
+        if have > 2 and bytes[0] == 0x16 and bytes[1] == 3:  # whatever we say, a TLS client can't read it
+            self.events.request_refused(self.names[self.connections[fd].listener], "TlsHello", 0,
+                                        "a TLS handshake came to a plain HTTP socket")
+            self.drop(fd)
+            return 0
+        return self.refuse(fd, 400, why.decode())
+
+    cdef int keep_ahead(self, Connection *c, const unsigned char *bytes, size_t have) except -1:
+        """What the client has sent beyond this request: it is the next one's (pipelining, RFC 9112 9.3.2)."""
+        cdef unsigned char *copy = NULL
+        if have:
+            copy = <unsigned char *>PyMem_RawMalloc(have)
+            if copy == NULL:
+                raise MemoryError
+            memcpy(copy, bytes, have)
+        PyMem_RawFree(c.ahead)
+        c.ahead, c.ahead_bytes = copy, <uint32_t>have
+        return 0
+
+    cdef int go_on(self, int fd, bint ends=False) except -1:
+        """An HTTP connection after its answer: read the next request, which may have come already, or wait for it. If it is
+        to end, that is still served."""
+        cdef Connection *c = &self.connections[fd]
+        cdef unsigned char *ahead = c.ahead
+        cdef uint32_t have = c.ahead_bytes
+        c.state = CLOSED
+        c.requests += 1
+        c.id = add_seq(&self.board.last_id, 1) + 1
+        self.n_own += 1
+        c.began_ns = now_ns()
+        c.content_length, c.unfinished, c.flags = -1, False, 0
+        c.ahead, c.ahead_bytes = NULL, 0
+        ends = ends or self.ending
+        try:
+            if have:
+                if not self.needs_more(fd, ahead, have):
+                    return 0
+                self.keep(fd, ahead, have)
+        finally:
+            PyMem_RawFree(ahead)
+        if not (c.came or ends) and c.watched:
+            return self.wait_for_head(fd)
+        c.came = False
+        self.read_head_of(fd)
+        if ends and self.connections[fd].state == KEPT:
+            self.drop(fd)
+        return 0
+
+    cdef int end_kept(self, int fd) except -1:
+        self.read_head_of(fd)  # what has come in this moment is still served
+        if self.connections[fd].state == KEPT:
+            self.drop(fd)
+        return 0
 
     cdef int wait_for_head(self, int fd) except -1:
         cdef Connection *c = &self.connections[fd]
         cdef uint64_t now = now_ns()
-        if c.state == HEAD:
-            if now - c.began_ns > HEAD_TIMEOUTS * self.timeout_ns:
-                self.refuse(fd, 408, "its head took too long")
-                return 0
+        if c.state == KEPT and c.have:  # a request has begun
+            c.began_ns = now
+        if c.state in (HEAD, KEPT):
             self.unlink(fd)
-        c.state, c.since_ns = HEAD, now
+            if c.state == HEAD and now - c.began_ns > HEAD_TIMEOUTS * self.timeout_ns:
+                c.state = CLOSED
+                return self.refuse(fd, 408, "its head took too long")
+        c.state, c.since_ns = KEPT if c.requests and c.have == 0 else HEAD, now
         self.link(fd)
         self.watch_client(fd)
         while self.buffered > MAX_BUFFERED:  # let the quietest go
@@ -1050,12 +1329,15 @@ cdef class Front:
         """A complete request: push it if a core is idle and nobody waits, else queue it."""
         cdef Connection *c = &self.connections[fd]
         cdef int core
-        if c.state == HEAD:
+        if c.state in (HEAD, KEPT):
             self.unlink(fd)
             c.state = CLOSED
-        if c.watched:  # the worker is about to hold a copy, and epoll would go on watching through that
+        if c.flags & FLAG_KEEPS and not c.unfinished:
+            self.watch_client(fd)  # its next request wakes us: no core has to
+        elif c.watched:  # the core is about to hold a copy, and epoll would go on watching through that
             epoll_ctl(self.epoll, EPOLL_CTL_DEL, fd, NULL)
             c.watched = False
+        c.came |= c.unfinished
         if self.refusing == TOO_LATE:
             return self.refuse(fd, 503, LATE)
         while self.queue.length == 0 and self.refusing == NOBODY:
@@ -1175,13 +1457,33 @@ cdef class Front:
         return -1
 
     cdef void part_with_client(self, int core):
-        """The core has gone on to pull since it was pushed this client's request: nothing is left to do for it."""
+        """The core has gone on to pull since it was pushed this client's request: nothing is left to do for it. Unless it has
+        said that it holds the connection, which we haven't heard yet; and here isn't the place to listen."""
         cdef Core *k = &self.cores[core]
-        if k.client >= 0:
-            self.running -= 1
+        cdef int fd = k.client
+        if fd >= 0:
+            self.stop_running(fd)
             self.finished_some = True
-            self.drop(k.client)
             k.client = -1
+            if self.connections[fd].flags & FLAG_KEEPS:
+                self.connections[fd].state = CLOSED
+                self.parted.append((fd, core, k.seq))
+            else:
+                self.drop(fd)
+
+    cdef int settle_parted(self) except -1:
+        """Of those, whoever isn't held is answered and done with."""
+        cdef int core, i
+        cdef list rows = list(self.parted)
+        for _, core, _ in rows:
+            for i in range(MOST_LEFT):
+                if self.cores[core].channel < 0 or self.read_channel(core) <= 0:
+                    break
+        for row in rows:  # reading may have parted others
+            if row in self.parted:
+                self.parted.remove(row)
+                self.drop(row[0])
+        return 0
 
     cdef bint push(self, int core, int fd, unsigned char *bytes, size_t have) except -1:
         """Send the request to the core. False: it couldn't take it, and won't be asked again for now."""
@@ -1191,10 +1493,13 @@ cdef class Front:
         cdef iovec pieces[2]
         cdef size_t block = bytes[1] | (<size_t>bytes[2] << 8)
         cdef size_t body = have - 4 - block
-        if c.content_length < <int64_t>body:  # what comes after the body is nobody's request
+        if not c.flags & FLAG_CHUNKED and c.content_length < <int64_t>body:  # what comes after the body is nobody's
             body = <size_t>c.content_length if c.content_length > 0 else 0
         head.kind, head.seq, head.id = MESSAGE_REQUEST, self.next_number(core), c.id
-        head.flags = (FLAG_TRUSTED if c.trusted else 0) | (FLAG_HTTP if self.listeners[c.listener].http else 0)
+        head.flags = c.flags | (FLAG_TRUSTED if c.trusted else 0)
+        if c.flags & FLAG_KEEPS and self.pull:
+            head.flags |= FLAG_TELLS if c.ahead_bytes else FLAG_TELLS | FLAG_HOLDS
+        c.lent = c.lent or c.flags & FLAG_KEEPS  # and a child that the application forks may keep it
         head.vars_bytes, head.body_bytes, head.content_length = <uint32_t>block, <uint32_t>body, c.content_length
         head.modifier1 = bytes[0]
         pieces[0].iov_base, pieces[0].iov_len = &head, sizeof(MessageHead)
@@ -1211,6 +1516,7 @@ cdef class Front:
         self.forget_bytes(c)
         c.state = RUNNING
         self.running += 1
+        self.eager += c.came
         self.n_pushed += 1
         return True
 
@@ -1275,7 +1581,7 @@ cdef class Front:
     cdef int finish(self, int core) except -1:
         cdef Core *k = &self.cores[core]
         cdef Slot *slot = &self.slots[core]
-        cdef int fd = k.client
+        cdef int fd = k.client, went_on = -1
         cdef uint32_t outcome
         cdef uint64_t done = load_acquire(&slot.done)
         if k.state not in (BUSY, LEAVING) or done < k.seq or done >= self.next_number(core):
@@ -1283,12 +1589,16 @@ cdef class Front:
         outcome = slot.outcome if done == k.seq else 0  # of one that it pulled since, it has taken care itself
         self.asked -= k.asked
         k.asked = False
-        if fd >= 0:
+        if fd >= 0 and outcome == 0:
+            self.part_with_client(core)
+        elif fd >= 0:
             self.finished_some = True
             k.client = -1
-            self.running -= 1
+            self.stop_running(fd)
             if outcome & OUTCOME_LINGER:
                 self.linger(fd)
+            elif outcome & OUTCOME_KEPT and self.listeners[self.connections[fd].listener].http:
+                went_on = fd
             else:
                 if outcome & OUTCOME_CUT:  # the worker has tried, but the application may have closed its descriptor
                     cut(fd)
@@ -1299,7 +1609,12 @@ cdef class Front:
             self.set_core(core, IDLE)
             self.surplus -= self.surplus > 0
             self.look_anew = True  # wanted, or without a descriptor
-        return 0
+        return self.go_on(went_on) if went_on >= 0 else 0  # last, so that the core may be the one that gets it
+
+    cdef void stop_running(self, int fd):
+        """The connection's request is over, or no core's any more."""
+        self.running -= 1
+        self.eager -= self.connections[fd].came
 
     cdef int linger(self, int fd) except -1:
         """The answer is out: half-close, then read and discard until the client closes (bounded by tick)."""
@@ -1308,6 +1623,9 @@ cdef class Front:
         c.state, c.since_ns = LINGER, now_ns()
         c.began_ns = c.since_ns
         self.link(fd)
+        if c.watched and c.edge:
+            epoll_ctl(self.epoll, EPOLL_CTL_DEL, fd, NULL)
+            c.watched = False
         self.watch_client(fd)
         return 0
 
@@ -1327,18 +1645,25 @@ cdef class Front:
         self.link(fd)
         return 0
 
-    cdef void drop(self, int fd):
+    cdef int drop(self, int fd) except -1:
         """Close, whatever the state."""
         cdef Connection *c = &self.connections[fd]
-        if c.state in (HEAD, QUEUED, LINGER):
+        if c.state in (HEAD, QUEUED, LINGER, KEPT):
             self.unlink(fd)
         if c.watched:
             epoll_ctl(self.epoll, EPOLL_CTL_DEL, fd, NULL)
             c.watched = False
+        if c.state == HELD:
+            self.unhold(fd)
+        if c.lent:  # a core may still have its descriptor, and the client must see the end
+            shutdown(fd, SHUT_RDWR)
         self.forget_bytes(c)
+        PyMem_RawFree(c.ahead)
+        c.ahead, c.ahead_bytes = NULL, 0
         c.state = CLOSED
         c.generation += 1
         close(fd)
+        return 0
 
     # ---- answers of the master's own ----
 
@@ -1369,7 +1694,7 @@ cdef class Front:
         cdef Connection *c = &self.connections[fd]
         cdef ssize_t n = send(fd, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text), MSG_DONTWAIT | MSG_NOSIGNAL)
         self.n_answered += 1
-        if c.state in (HEAD, QUEUED):
+        if c.state in (HEAD, QUEUED, KEPT):
             self.unlink(fd)
             c.state = CLOSED
         self.forget_bytes(c)
@@ -1385,9 +1710,10 @@ cdef class Front:
 
     def hand_over_clients(self):
         """A row for each connection, and the bytes that each has sent so far. Nothing changes here."""
-        cdef int fd, core, state
+        cdef int fd, core, state, place
         cdef list rows = [], said = []
-        for state in (HEAD, QUEUED, LINGER):
+        self.settle_parted()
+        for state in (HEAD, QUEUED, LINGER, KEPT):
             fd = self.chain(state).first
             while fd >= 0:
                 self.add_row(rows, said, fd)
@@ -1395,12 +1721,17 @@ cdef class Front:
         for core in range(self.core_count):
             if self.cores[core].client >= 0:
                 self.add_row(rows, said, self.cores[core].client)
+            for place in range(HELD_PER_CORE):
+                if self.cores[core].held[place] >= 0:
+                    self.add_row(rows, said, self.cores[core].held[place])
         return rows, said
 
     cdef int add_row(self, list rows, list said, int fd) except -1:
         cdef Connection *c = &self.connections[fd]
-        rows.append((fd, c.state, c.listener, c.trusted, c.id, c.began_ns, c.since_ns, c.content_length, c.have))
-        said.append(PyBytes_FromStringAndSize(<char *>c.bytes, c.have) if c.have else b"")
+        rows.append((fd, c.state, c.listener, c.trusted, c.id, c.began_ns, c.since_ns, c.content_length, c.flags,
+                     c.requests, c.unfinished, c.lent, c.holder, c.place, c.ahead_bytes, c.have + c.ahead_bytes))
+        said.append((PyBytes_FromStringAndSize(<char *>c.bytes, c.have) if c.have else b"")
+                    + (PyBytes_FromStringAndSize(<char *>c.ahead, c.ahead_bytes) if c.ahead_bytes else b""))
         return 0
 
     def hand_over_cores(self):
@@ -1422,20 +1753,32 @@ cdef class Front:
         """Go on where the others were called. The listeners have been added, in the same order. cores: None if they
         are others; suspended: see `suspend`."""
         cdef Connection *c
-        cdef int fd, state
+        cdef int fd, state, have, ahead
         cdef bytes text
+        cdef SocketName name
+        cdef socklen_t size
         self.suspended = self.gathering = suspended
-        for (fd, state, listener, trusted, id, began_ns, since_ns, content_length, _), text in zip(clients, said):
+        for (fd, state, listener, trusted, id, began_ns, since_ns, content_length, flags, requests, unfinished,
+             lent, holder, place, ahead, have), text in zip(clients, said):
+            have -= ahead
             c = self.open(fd, listener, id)
             c.trusted, c.began_ns, c.content_length = trusted, began_ns, content_length
-            if text:
-                self.keep(fd, text, len(text))
+            c.flags, c.requests, c.unfinished, c.lent = flags, requests, unfinished, lent
+            size = sizeof(SocketName)
+            if getpeername(fd, &name.any, &size) == 0:
+                c.is_local, c.port = not address_bytes(&name, c.address), port_of(&name)
+            if have:
+                self.keep(fd, text, have)
+            self.keep_ahead(c, <const unsigned char *>PyBytes_AS_STRING(text) + have, ahead)
             c.state, c.since_ns = state, since_ns
             if state == RUNNING:
                 self.running += 1
+            elif state == HELD:
+                self.lend(fd, holder, place)
                 continue
-            self.link(fd)
-            if state != QUEUED:
+            else:
+                self.link(fd)
+            if state in (HEAD, LINGER, KEPT) or self.listeners[listener].http and not c.unfinished:
                 self.watch_client(fd)
         if cores is not None:
             self.take_up_cores(cores)
@@ -1473,7 +1816,9 @@ cdef class Front:
             raise ValueError(f"core {core} has a worker already")
         cdef Slot *slot = &self.slots[core]
         memset(slot, 0, sizeof(Slot))
+        memset(board_held(self.board, self.core_count, core), 0, HELD_PER_CORE * sizeof(Held))
         clear_bit(self.waiting_bits, core)
+        clear_bit(self.door_bits, core)
         k.channel, k.far, k.client, k.seq, k.unasked = channel, far, -1, 0, False
         k.drops_told = 0
         k.condemned = k.request = 0
@@ -1495,21 +1840,26 @@ cdef class Front:
         if k.client >= 0 and load_acquire(&slot.done) >= k.seq:
             self.part_with_client(core)
         request = self.describe(core)
-        fd = k.client
+        cdef uint64_t number = self.current(core)
+        fd, k.client = k.client, -1
         self.asked -= k.asked
         k.asked = False
         self.set_core(core, ABSENT)
         clear_bit(self.waiting_bits, core)
+        clear_bit(self.door_bits, core)
         self.look_anew = True
         if k.schedstat >= 0:
             close(k.schedstat)
         k.schedstat, k.measured_ns, k.use = -1, 0, -1
         self.read_rest(core)
+        self.settle_parted()
+        cdef int status = self.lose_held(core, number)
         close(k.channel)  # leaves the epoll with it: nobody else holds our end
         close(k.far)
         k.channel = k.far = k.client = -1
         if request is not None:
-            status = self.end_of(request, slot, fd)
+            if status == NO_ANSWER:
+                status = self.end_of(request, slot, fd)
             if fd >= 0 or k.condemned != request.seq or status == NO_ANSWER:  # else harakiri has told
                 self.events.request_lost(request, status)
         self.pump()
@@ -1526,7 +1876,7 @@ cdef class Front:
             return status  # answer_for has seen to it, or release
         if fd < 0:
             return status if answered else 0 if request.sent else NO_ANSWER
-        self.running -= 1
+        self.stop_running(fd)
         if answered or request.complete:
             self.linger(fd)
         elif request.sent:
@@ -1571,12 +1921,12 @@ cdef class Front:
         return claimed == first + self.threads
 
     cdef int read_channel(self, int core) except -1:
-        """What a core has to say that doesn't fit into its slot."""
+        """What a core has to say that doesn't fit into its slot. Returns how many bytes it was."""
         cdef MessageHead *head = <MessageHead *>self.scratch
         cdef int fd
         cdef ssize_t n = receive_message(self.cores[core].channel, self.scratch, MESSAGE_MAX_BYTES, MSG_DONTWAIT, &fd, 1)
-        if n >= <ssize_t>sizeof(MessageHead) and head.kind in (MESSAGE_HANDED, MESSAGE_ANSWERED):
-            return self.take_over(head, fd, n - sizeof(MessageHead))
+        if n >= <ssize_t>sizeof(MessageHead) and self.hear_of_client(core, head, fd, n - sizeof(MessageHead)):
+            return n
         if fd >= 0:
             close(fd)
         if n == 0:  # the application has shut the channel down: no more of it, it would be readable for ever
@@ -1600,7 +1950,97 @@ cdef class Front:
             self.requeue(core)
             self.cores[core].unasked = True  # the next tick asks it: at once, it would be the warmest again
             self.pump()
-        return 0
+        return n
+
+    cdef bint hear_of_client(self, int core, MessageHead *head, int fd, size_t have) except -1:
+        """A message about a connection. False: it is about something else."""
+        if head.kind in (MESSAGE_HANDED, MESSAGE_ANSWERED, MESSAGE_KEPT):
+            self.take_over(core, head, fd, have)
+            return True
+        if head.kind not in (MESSAGE_HELD, MESSAGE_BACK):
+            return False
+        if fd >= 0:
+            close(fd)
+        if head.kind == MESSAGE_HELD:
+            self.note_held(core, head)
+        elif head.seq < HELD_PER_CORE and self.cores[core].held[head.seq] >= 0:
+            self.take_held_back(core, head, have)
+        elif head.seq < HELD_PER_CORE:  # its client was gone before we heard of it
+            change_held(board_held(self.board, self.core_count, core) + head.seq, HELD_BACK, HELD_FREE)
+        return True
+
+    cdef int note_held(self, int core, const MessageHead *head) except -1:
+        """The core has answered the request that it was pushed, and goes on with the connection."""
+        cdef Core *k = &self.cores[core]
+        cdef int fd = k.client
+        cdef int64_t place = head.content_length
+        if not self.pull or place >= HELD_PER_CORE or place >= 0 and k.held[place] >= 0:
+            return 0
+        if fd >= 0 and head.seq == k.seq and self.connections[fd].flags & FLAG_KEEPS:
+            k.client = -1
+            self.stop_running(fd)
+            self.finished_some = True
+        else:
+            for row in self.parted:
+                if row[1] == core and row[2] == head.seq:
+                    self.parted.remove(row)
+                    fd = row[0]
+                    break
+            else:
+                return 0
+        if place < 0:
+            return self.go_on(fd)
+        self.connections[fd].requests += 1
+        return self.lend(fd, core, place)
+
+    cdef int take_held_back(self, int core, MessageHead *head, size_t have) except -1:
+        """The core has given the connection back, with what has come of the next request."""
+        cdef int place = <int>head.seq, fd = self.cores[core].held[place]
+        cdef unsigned char *bytes = <unsigned char *>head + sizeof(MessageHead)
+        cdef Connection *c = &self.connections[fd]
+        self.unhold(fd)
+        store_seq_u64(&board_held(self.board, self.core_count, core)[place].state, HELD_FREE)
+        if head.flags == BACK_CLOSE:
+            return self.drop(fd)
+        c.id = add_seq(&self.board.last_id, 1) + 1
+        self.n_own += 1
+        if head.flags == BACK_LINGER:
+            return self.linger(fd)
+        self.keep_ahead(c, bytes, have)
+        return self.go_on(fd)
+
+    cdef int lose_held(self, int core, uint64_t number) except? -2:
+        """The core is gone. What it held is ours; the request that it was in, if that was on one of those (its number, or 0), is
+        answered, or cut if that had begun. Returns as end_of does; NO_ANSWER, too, if it was on another one."""
+        cdef Core *k = &self.cores[core]
+        cdef Slot *slot = &self.slots[core]
+        cdef int place, fd, status = NO_ANSWER
+        cdef uint64_t state
+        for place in range(HELD_PER_CORE if k.held_count else 0):
+            fd = k.held[place]
+            if fd < 0:
+                continue
+            state = load_seq(&board_held(self.board, self.core_count, core)[place].state)
+            self.unhold(fd)
+            if state == HELD_CORE:
+                self.go_on(fd)
+                continue
+            if state != HELD_BUSY or not number:  # it has read something that it hasn't told us
+                cut(fd)
+                self.drop(fd)
+                continue
+            status = 504 if k.condemned == number else 502
+            if load_acquire(&slot.answered) == number or slot.outcome == OUTCOME_COMPLETE:
+                self.linger(fd)
+            elif load_acquire(&slot.sent) == number:
+                cut(fd)
+                self.drop(fd)
+                status = 0
+            else:
+                self.n_refused += 1
+                self.connections[fd].id = slot.id
+                self.answer_status(fd, status, NULL)
+        return status
 
     cdef int read_rest(self, int core) except -1:
         """Of what a dead worker has said, the connections: they are ours. Bounded, since a child that the application has
@@ -1610,10 +2050,9 @@ cdef class Front:
         cdef ssize_t n
         for i in range(MOST_LEFT):
             n = receive_message(self.cores[core].channel, self.scratch, MESSAGE_MAX_BYTES, MSG_DONTWAIT, &fd, 1)
-            if n >= <ssize_t>sizeof(MessageHead) and head.kind in (MESSAGE_HANDED, MESSAGE_ANSWERED):
-                self.take_over(head, fd, n - sizeof(MessageHead))
-            elif fd >= 0:
-                close(fd)
+            if n >= <ssize_t>sizeof(MessageHead) and not self.hear_of_client(core, head, fd, n - sizeof(MessageHead)):
+                if fd >= 0:
+                    close(fd)
             if n <= 0:
                 break
         return 0
@@ -1622,24 +2061,25 @@ cdef class Front:
         """Give the core the shared sockets. True: it looks at them now, and reports when it is parked."""
         cdef Core *k = &self.cores[core]
         cdef MessageHead head
-        cdef uint8_t numbers[MOST_PULLED]
+        cdef PulledSocket told[MOST_PULLED]
         cdef int fds[MOST_PULLED]
         cdef iovec pieces[2]
         cdef int number, count = 0
         for number in range(self.listener_count):
             if self.listeners[number].shared and self.listeners[number].open:
-                fds[count], numbers[count] = self.listeners[number].fd, number
+                fds[count], told[count].number = self.listeners[number].fd, number
+                told[count].http = self.listeners[number].http
                 count += 1
         memset(&head, 0, sizeof(MessageHead))
         head.kind, head.seq = MESSAGE_LISTENERS, self.next_number(core)
         pieces[0].iov_base, pieces[0].iov_len = &head, sizeof(MessageHead)
-        pieces[1].iov_base, pieces[1].iov_len = numbers, MOST_PULLED
+        pieces[1].iov_base, pieces[1].iov_len = told, sizeof(told)
         if count == 0 or send_message(k.channel, pieces, 2, fds, count) < 0:
             return False
         k.seq = head.seq
         return True
 
-    cdef int take_over(self, MessageHead *head, int fd, size_t have) except -1:
+    cdef int take_over(self, int core, MessageHead *head, int fd, size_t have) except -1:
         """A connection that a core has accepted, with what the client has said so far; or one that it has answered."""
         cdef unsigned char *bytes = <unsigned char *>head + sizeof(MessageHead)
         cdef SocketName name
@@ -1656,6 +2096,8 @@ cdef class Front:
             close(fd)
             return 0
         self.open(fd, number, head.id)
+        if head.kind == MESSAGE_KEPT:
+            return self.take_kept(core, head, fd, &name, have)
         if self.paused:  # descriptors are short: the next worker's come first
             self.answer_status(fd, 503, NULL)
             if self.connections[fd].state == LINGER:
@@ -1671,6 +2113,22 @@ cdef class Front:
             self.keep(fd, bytes, have)
             self.wait_for_head(fd)
         return 0
+
+    cdef int take_kept(self, int core, MessageHead *head, int fd, const SocketName *name, size_t have) except -1:
+        """An HTTP connection whose first request a core has pulled and answered; it may hold it."""
+        cdef int number = <int>head.seq
+        cdef int64_t place = head.content_length
+        if (not self.listeners[number].http or self.paused and place < 0
+                or place >= HELD_PER_CORE or place >= 0 and self.cores[core].held[place] >= 0):
+            return self.drop(fd)
+        if not self.let_in(fd, number, name):
+            return 0
+        if place >= 0:
+            self.connections[fd].requests = 1
+            return self.lend(fd, core, place)
+        self.connections[fd].lent = True
+        self.keep_ahead(&self.connections[fd], <unsigned char *>head + sizeof(MessageHead), have)
+        return self.go_on(fd)
 
     def take_back(self, int core):
         """Read back the request that the core hasn't begun, if there is one, and queue it first. True if so.
@@ -1714,7 +2172,7 @@ cdef class Front:
         memcpy(c.bytes, k.kept, k.kept_bytes)
         c.have = c.room = k.kept_bytes
         k.client, k.request = -1, 0
-        self.running -= 1
+        self.stop_running(fd)
         c.state, c.since_ns = QUEUED, k.pushed_ns - k.waited_ns  # it has been waiting since then
         self.link(fd, first=True)
         return 0
@@ -1842,7 +2300,7 @@ cdef class Front:
         """If the worker's handler has answered the client, see to the rest of the connection."""
         cdef Core *k = &self.cores[core]
         if k.client >= 0 and load_acquire(&self.slots[core].answered) == k.seq:
-            self.running -= 1
+            self.stop_running(k.client)
             self.linger(k.client)
             k.client = -1
             self.before_sleeping()
@@ -1855,7 +2313,7 @@ cdef class Front:
         if fd < 0 or load_acquire(&self.slots[core].taken) < k.seq or load_acquire(&self.slots[core].sent) >= k.seq:
             return False
         k.client = -1
-        self.running -= 1
+        self.stop_running(fd)
         self.n_refused += 1
         self.answer_status(fd, status, k.kept)
         self.before_sleeping()
@@ -1987,6 +2445,8 @@ cdef class Front:
     # ---- the lists of connections ----
 
     cdef Chain *chain(self, int state):
+        if state == KEPT:
+            return &self.kept
         return &self.heads if state == HEAD else &self.queue if state == QUEUED else &self.lingerers
 
     cdef void link(self, int fd, bint first=False):
@@ -2058,6 +2518,7 @@ cdef class Front:
         while (self.queue_timeout_ns and self.queue.length
                and now - self.connections[self.queue.first].since_ns > self.queue_timeout_ns):
             self.refuse(self.queue.first, 503, LATE)
+        now = now_ns()  # those have begun to linger
         while self.lingerers.length and now - self.connections[self.lingerers.first].since_ns > self.timeout_ns:
             self.drop(self.lingerers.first)
         cdef int fd = self.lingerers.first, following
@@ -2066,6 +2527,7 @@ cdef class Front:
             if now - self.connections[fd].began_ns > LINGER_NS:
                 self.drop(fd)
             fd = following
+        self.settle_parted()
         self.ask_for_ring()
         self.finished_some = False
         cdef uint64_t last_id = load_seq(&self.board.last_id)
@@ -2080,7 +2542,8 @@ cdef class Front:
 
     cdef int time_out_head(self, int fd) except -1:
         """Silence from the beginning is a port probe and gets silence; half a head gets an answer."""
-        if self.connections[fd].have == 0:
+        cdef Connection *c = &self.connections[fd]
+        if c.have == 0 or c.requests and c.bytes[0] == c"\r":  # or an empty line after the last request
             self.drop(fd)
             return 0
         return self.refuse(fd, 408, "its head stayed incomplete for socket-timeout")
@@ -2145,6 +2608,11 @@ cdef class Front:
         return self.heads.length
 
     @property
+    def keeping(self):
+        """HTTP connections that wait for their next request."""
+        return self.kept.length + self.held_count
+
+    @property
     def in_progress(self):
         """Requests that a core has."""
         cdef int core
@@ -2176,6 +2644,24 @@ cdef class Front:
             self.refuse(self.queue.first, 503, "the server is stopping")
         while self.heads.length:
             self.drop(self.heads.first)
+        self.end_connections()
+
+    def end_connections(self):
+        """From now on HTTP connections end with their answers, and those that are between two requests at once."""
+        cdef int core, place, fd
+        self.board.closing = self.ending = True
+        for core in range(self.core_count):
+            for place in range(HELD_PER_CORE):
+                fd = self.cores[core].held[place]
+                if fd >= 0 and self.take_from_core(fd):
+                    self.go_on(fd)
+        while self.kept.length:
+            self.end_kept(self.kept.first)
+        self.before_sleeping()
+
+    def announce_end(self):
+        """From now on HTTP connections end with their answers."""
+        self.board.closing = True
 
 
 cdef str variable(const unsigned char *packet, bytes name):

@@ -20,6 +20,9 @@ Then, if the master has given it the listening sockets (pull), it goes on by its
 A request that it pulled stands in its buffer as if it had been pushed, so that there is one way from there on. Which
 cores wait and which are parked is explained in _layout.pxd.
 
+An HTTP connection that goes on is held: it stands in an epoll of this core's (HOLDING) until its next request, the master
+takes it, or the core gives it back. Over uwsgi the web server says how an answer ends; over HTTP we do (`finish_head`).
+
 The client's descriptor is non-blocking. Every wait (body, writing) is a poll of `socket-timeout`, so a slow client is
 kept as long as bytes move, and signals reach Python's handlers in between. The GIL is released around
 every call that can wait.
@@ -41,8 +44,9 @@ from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.errno cimport (EAGAIN, EBADF, ECONNRESET, EINTR, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSYS, ENOTSOCK,
                          EOPNOTSUPP, EPIPE, ETIMEDOUT, ETOOMANYREFS, errno)
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memchr, memcmp, memcpy, memset
+from libc.string cimport memchr, memcmp, memcpy, memset, strlen
 
+from wsgimaster._http1 cimport *
 from wsgimaster._kernel cimport client_left
 from wsgimaster._layout cimport *
 from wsgimaster._peers cimport *
@@ -52,6 +56,7 @@ from wsgimaster._rescue cimport *
 import faulthandler
 import io
 import os
+import resource
 import sys
 import tempfile
 import traceback
@@ -66,6 +71,7 @@ cdef extern from * nogil:
     #include <errno.h>
     #include <poll.h>
     #include <fcntl.h>
+    #include <netinet/in.h>
     #include <sys/epoll.h>
     #include <sys/eventfd.h>
     #include <sys/ioctl.h>
@@ -90,10 +96,11 @@ cdef extern from * nogil:
         return ioctl(fd, TIOCOUTQ, &n) == 0 ? n : -1;
     }
 
-    /* Send what the pieces hold, as far as it goes without waiting. Advances them; bytes sent, or -1 with errno. */
+    /* Send what the pieces (up to four) hold, as far as it goes without waiting. Advances them; bytes sent, or -1 with
+       errno. */
     #define MOST_PER_SEND 32768u
     static ssize_t send_pieces(int fd, struct iovec *pieces, int count, int flags) {
-        struct iovec some[2];
+        struct iovec some[4];
         size_t room = MOST_PER_SEND;
         for (int i = 0; i < count; i++) {
             some[i].iov_base = pieces[i].iov_base;
@@ -109,6 +116,24 @@ cdef extern from * nogil:
             left -= (ssize_t)step;
         }
         return n;
+    }
+
+    /* Read and forget. The bytes go where every thread may write, since nobody looks at them. */
+    static ssize_t discard_bytes(int fd, size_t size) {
+        static unsigned char nowhere[65536];
+        return recv(fd, nowhere, size < sizeof nowhere ? size : sizeof nowhere, MSG_DONTWAIT);
+    }
+
+    /* An HTTP date (RFC 9110 5.6.7) as a header line, for the second `t`. By hand: strftime knows other languages. */
+    #define DATE_LINE_BYTES 37
+    static void write_date(time_t t, char *to) {
+        static const char days[] = "SunMonTueWedThuFriSat", months[] = "JanFebMarAprMayJunJulAugSepOctNovDec";
+        struct tm d;
+        char line[64];
+        gmtime_r(&t, &d);
+        snprintf(line, sizeof line, "Date: %.3s, %02d %.3s %04d %02d:%02d:%02d GMT\\r\\n", days + 3 * d.tm_wday, d.tm_mday,
+                 months + 3 * d.tm_mon, d.tm_year + 1900, d.tm_hour, d.tm_min, d.tm_sec);
+        memcpy(to, line, DATE_LINE_BYTES);
     }
 
     /* What the client sent beyond what was read. */
@@ -134,7 +159,10 @@ cdef extern from * nogil:
         return all;
     }
     static int is_content_length(const unsigned char *name, size_t size) {
-        return size == 14 && strncasecmp((const char *)name, "content-length", 14) == 0;
+        static const char wanted[] = "content-length";  /* strncasecmp would ask the locale */
+        if (size != 14) return 0;
+        for (int i = 0; i < 14; i++) if ((name[i] | 32) != wanted[i]) return 0;  /* of a token, only - gives - */
+        return 1;
     }
     /* Decimal digits, at most 18, else -1. */
     static int64_t as_length(const unsigned char *text, size_t size) {
@@ -156,9 +184,10 @@ cdef extern from * nogil:
        copies (the worker may be gone long before it), and so does the worker when the master dies, whatever it is doing
        at that moment: the next start must find the address free. */
     typedef struct Sockets {
-        struct pollfd polled[1 + MOST_PULLED];  /* the channel, then the listening sockets */
-        int count;                              /* of the latter */
+        struct pollfd polled[2 + MOST_PULLED];  /* the channel, the epoll of what it holds, then the listening sockets */
+        int count;                              /* of the last ones */
         int epoll;
+        int held[HELD_PER_CORE];                /* descriptors of held connections, by their places; -1 */
         struct Sockets *next;
     } Sockets;
     static Sockets *all_sockets = NULL;
@@ -171,8 +200,14 @@ cdef extern from * nogil:
     static void note_child(void) { __atomic_store_n(&forks, 1, __ATOMIC_RELAXED); }
     static void close_in_child(void) {
         for (Sockets *s = all_sockets; s; s = s->next) {
-            for (int i = 1; i <= s->count; i++) close(s->polled[i].fd);
+            for (int i = 0; i < s->count; i++) close(s->polled[2 + i].fd);
+            for (int i = 0; i < HELD_PER_CORE; i++) {
+                if (s->held[i] >= 0) close(s->held[i]);
+                s->held[i] = -1;  /* a child of this child may have others of that number */
+            }
+            close(s->polled[1].fd);
             close(s->epoll);
+            s->polled[1].fd = s->epoll = -1;
             s->count = 0;
         }
     }
@@ -180,8 +215,8 @@ cdef extern from * nogil:
         int error = errno, null = open("/dev/null", O_RDONLY | O_CLOEXEC);
         (void)number;
         for (Sockets *s = __atomic_load_n(&all_sockets, __ATOMIC_ACQUIRE); s; s = s->next)
-            for (int i = 1; i <= s->count; i++)
-                if (null < 0) close(s->polled[i].fd); else dup3(null, s->polled[i].fd, O_CLOEXEC);
+            for (int i = 0; i < s->count; i++)
+                if (null < 0) close(s->polled[2 + i].fd); else dup3(null, s->polled[2 + i].fd, O_CLOEXEC);
         if (null >= 0) close(null);
         errno = error;
     }
@@ -258,8 +293,9 @@ cdef extern from * nogil:
         int fd
         short events, revents
     ctypedef struct Sockets:
-        pollfd polled[65]
+        pollfd polled[66]
         int count, epoll
+        int held[512]
     int epoll_create1(int flags)
     int epoll_ctl(int epoll, int op, int fd, epoll_event *event)
     int epoll_wait(int epoll, epoll_event *events, int most, int timeout)
@@ -271,8 +307,10 @@ cdef extern from * nogil:
     int wait_for(int fd, short what, uint64_t timeout_ns, uint64_t *since)
     ssize_t send_pieces(int fd, iovec *pieces, int count, int flags)
     ssize_t recv(int fd, void *bytes, size_t size, int flags)
+    ssize_t send(int fd, const void *bytes, size_t size, int flags)
     ssize_t sendfile(int to, int source, int64_t *offset, size_t size)
     int shutdown(int fd, int how)
+    int getpeername(int fd, sockaddr *name, socklen_t *size)
     int close(int fd)
     int eventfd_write(int fd, uint64_t value)
     int64_t untaken_bytes(int fd)
@@ -284,6 +322,8 @@ cdef extern from * nogil:
     int64_t as_length(const unsigned char *text, size_t size)
     int status_of(const unsigned char *text, size_t size)
     int unread_bytes(int fd)
+    ssize_t discard_bytes(int fd, size_t size)
+    void write_date(long t, char *to)
     char *put(char *at, char *end, const char *words)
     char *put_escaped(char *at, char *end, const unsigned char *text, size_t size)
     char *put_count(char *at, char *end, uint64_t count)
@@ -297,8 +337,10 @@ cdef extern from * nogil:
         EPOLLEXCLUSIVE
         SOCK_NONBLOCK
         SOCK_CLOEXEC
+        DATE_LINE_BYTES
         IN_NAME
         IN_VALUE
+        MSG_PEEK
         POLLIN
         POLLOUT
         POLLRDHUP
@@ -321,7 +363,10 @@ cdef enum:
     STRANGERS = 4               # in a row, and the last of them is the new model
     FIRST_PIECE = 262144        # read(n) allocates this much at first, since CONTENT_LENGTH is only a claim
     LINE_BYTES = 65536          # readline's reads
-    CHANNEL = 0                 # in Sockets.polled; the listening sockets follow
+    CHANNEL = 0                 # in Sockets.polled
+    HOLDING = 1                 # the epoll of the connections that this core holds
+    LISTENING = 2               # the first of the listening sockets
+    HELD_BATCH = 16             # of ready held connections, between two looks at everything else
     NOTHING = -1
     AGAIN = -2
     IMPOSSIBLE = -3             # to accept, for now
@@ -331,15 +376,27 @@ cdef enum:
     SENDFILE_BYTES = 32768      # of one call; small enough to see that a slow client takes something
     HAND_OVER_TRIES = 50        # 1 ms apart: the master reads what it is sent, and then there is room again
     DISCARD_READS = 16
+    MOST_DISCARDED = 262144     # bytes of an unread body, for the sake of the connection
+    HTTP_HEAD_ROOM = 256        # what a head gets from us at its end: finish_head
+    FIRST_READ = 16384          # of an HTTP connection; what comes along of the body has room in `buffer`
+
+cdef int64_t UNKNOWN = 1 << 62  # bytes of a chunked body that are still to come
 
 ctypedef struct Variable:       # of the model: where it stands in its block
     uint32_t at, key_size, size   # key_size: with its length; size: of all of it, with both lengths
+
+# RFC 9110 7.6.1: about the connection, and so the server's to say (PEP 3333).
+HOP_BY_HOP = frozenset({"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"})
 
 REASONS = {str(status.value): f"{status.value} {status.phrase}" for status in HTTPStatus}
 
 
 class ClientDisconnected(OSError):
     """The client went away, or moved no byte for `socket-timeout`. Nobody's fault here: counted, not logged."""
+
+
+class BrokenBody(ClientDisconnected):
+    """A chunked body that breaks its own rules: answered 400 if nothing was sent."""
 
 
 class ChannelLost(OSError):
@@ -350,11 +407,18 @@ class ChannelLost(OSError):
 
 @cython.final
 cdef class Input:
-    """wsgi.input: the body, read from the client as the application asks for it; ends at CONTENT_LENGTH."""
+    """wsgi.input: the body, read from the client as the application asks for it; ends at CONTENT_LENGTH, or with its
+    last chunk. Chunks are decoded in place from what was peeked at, and then read: so nothing is ever taken from the
+    socket that belongs to the next request."""
 
     cdef int fd              # -1 once the request has ended
     cdef uint64_t timeout_ns
-    cdef int64_t left        # bytes of the body that are still in the socket
+    cdef int64_t left        # bytes of the body that are still in the socket; UNKNOWN while chunks are to come
+    cdef bint chunked
+    cdef Chunks chunks
+    cdef bint expected       # the client waits for 100 Continue
+    cdef bint answering      # too late to say so: the answer has begun
+    cdef bint broken         # the chunks are: nobody knows where the body ends
     cdef int64_t consumed
     cdef bytes held          # read from the socket, not yet by the application
     cdef Py_ssize_t at       # where in `held`
@@ -367,14 +431,27 @@ cdef class Input:
         return self.left + PyBytes_GET_SIZE(self.held) - self.at
 
     cdef Py_ssize_t receive(self, char *to, size_t size, object asked) except -1:
-        """At least one byte into `to`."""
+        """At least one byte into `to`; 0 at the end of a chunked body."""
         cdef ssize_t n
         cdef int ready = 1
         cdef uint64_t since = 0
         while True:
             if self.fd < 0:  # asked again after each wait: the number may be another client's by then
                 raise ValueError("wsgi.input was read after its request had ended")
-            n = recv(self.fd, to, size, MSG_DONTWAIT)
+            if self.broken:
+                raise BrokenBody("the request's body is not chunked as its head says")
+            if self.expected and not self.answering:
+                self.expected = False
+                send(self.fd, b"HTTP/1.1 100 Continue\r\n\r\n", 25, MSG_DONTWAIT | MSG_NOSIGNAL)
+            n = recv(self.fd, to, size, MSG_DONTWAIT | (MSG_PEEK if self.chunked else 0))
+            if n > 0:
+                self.expected = False
+            if n > 0 and self.chunked:
+                n = self.take_chunks(to, n)
+                if n == 0 and self.left:
+                    since = 0
+                    continue
+                return n
             if n > 0:
                 self.left -= n
                 return n
@@ -393,6 +470,46 @@ cdef class Input:
                 continue
             self.slot.read_errors += 1
             raise ClientDisconnected(f"error during read({asked}) on wsgi.input")
+
+    cdef Py_ssize_t take_chunks(self, char *bytes, size_t size) except -1:
+        """Decode what was peeked at, in place, and take as much from the socket. Returns the bytes of the body in it."""
+        cdef size_t taken = size, room = size
+        cdef ssize_t n
+        if not dechunk(&self.chunks, <unsigned char *>bytes, &taken, <unsigned char *>bytes, &room):
+            self.broken = True
+            self.slot.read_errors += 1
+            raise BrokenBody("the request's body is not chunked as its head says")
+        while taken > 0:
+            n = discard_bytes(self.fd, taken)
+            if n <= 0:
+                break
+            taken -= n
+        if self.chunks.state == BODY_ENDED:
+            self.left = 0
+        return room
+
+    cdef bint discard(self) noexcept:
+        """Read what is there of the rest, if it isn't too much. Whether the body is at its end."""
+        cdef char bytes[4096]
+        cdef Py_ssize_t n, total = 0
+        if self.broken or self.expected and self.left:  # in the latter case, nobody can know whether it will come
+            return False
+        while self.left and total < MOST_DISCARDED:
+            if self.chunked:
+                n = recv(self.fd, bytes, sizeof(bytes), MSG_DONTWAIT | MSG_PEEK)
+                if n <= 0:
+                    break
+                try:
+                    self.take_chunks(bytes, n)
+                except BrokenBody:
+                    return False
+            else:
+                n = discard_bytes(self.fd, min(self.left, MOST_DISCARDED))
+                if n <= 0:
+                    break
+                self.left -= n
+            total += n
+        return self.left == 0
 
     cdef bytes take_held(self, Py_ssize_t size):
         cdef bytes taken
@@ -422,15 +539,15 @@ cdef class Input:
         cdef bytes larger
         memcpy(PyBytes_AS_STRING(result), PyBytes_AS_STRING(self.held) + self.at, held)
         self.held, self.at = b"", 0
-        while have < wanted:
+        while have < wanted and self.left:
             if have == room:
                 room = <Py_ssize_t>min(wanted, 2 * room)
                 larger = PyBytes_FromStringAndSize(NULL, room)
                 memcpy(PyBytes_AS_STRING(larger), PyBytes_AS_STRING(result), have)
                 result = larger
-            have += self.receive(PyBytes_AS_STRING(result) + have, room - have, wanted)
-        self.consumed += wanted
-        return result
+            have += self.receive(PyBytes_AS_STRING(result) + have, room - have, size)
+        self.consumed += have
+        return result if have == room else result[:have]
 
     def readline(self, size=-1):
         """One line with its LF, or up to `size` bytes of it."""
@@ -442,8 +559,8 @@ cdef class Input:
         if limit < 0 or limit > self.available():
             limit = self.available()
         while length < limit:
-            if self.at == PyBytes_GET_SIZE(self.held):
-                self.fill(limit)
+            if self.at == PyBytes_GET_SIZE(self.held) and not self.fill(size):
+                break
             start = PyBytes_AS_STRING(self.held) + self.at
             span = <Py_ssize_t>min(PyBytes_GET_SIZE(self.held) - self.at, limit - length)
             found = <const char *>memchr(start, c"\n", span)
@@ -454,12 +571,13 @@ cdef class Input:
             length += span
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    cdef int fill(self, object asked) except -1:
+    cdef bint fill(self, object asked) except -1:
+        """Whether there was anything left."""
         cdef Py_ssize_t room = <Py_ssize_t>min(self.left, LINE_BYTES)
         cdef bytes piece = PyBytes_FromStringAndSize(NULL, room)
-        cdef Py_ssize_t n = self.receive(PyBytes_AS_STRING(piece), room, asked)
+        cdef Py_ssize_t n = self.receive(PyBytes_AS_STRING(piece), room, asked) if room else 0
         self.held, self.at = piece[:n] if n < room else piece, 0
-        return 0
+        return n > 0
 
     def readlines(self, hint=-1):
         """The lines that are left; no further ones once their sizes reach `hint` bytes."""
@@ -495,11 +613,22 @@ cdef class Input:
         """Nothing: the body ends with the request."""
 
 
-cdef Input make_input(int fd, uint64_t timeout_ns, int64_t length, bytes held, Slot *slot):
+cdef Input make_input(int fd, uint64_t timeout_ns, const MessageHead *message, bytes held, Slot *slot):
+    """held: the part of the body that came along with the head."""
     cdef Input body = Input.__new__(Input)
+    cdef size_t taken = len(held), room = taken
+    cdef bytes decoded
     body.fd, body.timeout_ns, body.slot = fd, timeout_ns, slot
     body.held, body.at, body.consumed = held, 0, 0
-    body.left = max(0, length - len(held))
+    body.chunked = (message.flags & FLAG_CHUNKED) != 0
+    if body.chunked:  # whoever has sent it to us has found that it is sound, and that more will come
+        decoded = PyBytes_FromStringAndSize(NULL, room)
+        dechunk(&body.chunks, <const unsigned char *>PyBytes_AS_STRING(held), &taken,
+                <unsigned char *>PyBytes_AS_STRING(decoded), &room)
+        body.held, body.left = decoded[:room], UNKNOWN
+    else:
+        body.left = max(0, message.content_length - len(held))
+    body.expected = (message.flags & FLAG_EXPECTS) != 0 and body.left > 0
     return body
 
 
@@ -563,6 +692,12 @@ cdef class Exchange:
     cdef Core core
     cdef int fd
     cdef bint http, bodyless      # bodyless: HEAD, 1xx, 204, 304
+    cdef bint old                 # HTTP/1.0
+    cdef bint keeps               # the connection goes on afterwards, and the head says so, or will
+    cdef bint chunked             # the answer's body, by us
+    cdef bint torn                # a piece of the answer went out in part
+    cdef bint dated, named        # the application has sent Date, Server
+    cdef Input body
     cdef bint head_method
     cdef bint responded           # start_response was called
     cdef bint head_sent
@@ -574,6 +709,7 @@ cdef class Exchange:
     cdef int64_t body_sent
     cdef int64_t surplus          # bytes beyond Content-Length, not sent
     cdef size_t protocol_bytes    # "HTTP/1.1", in Core.head
+    cdef bint head_finished
     cdef bint via_sendfile
     cdef uint64_t seq
     cdef uint64_t id
@@ -607,12 +743,11 @@ cdef class Exchange:
 
     cdef int send_chunk(self, object data) except -1:
         """One piece of the body, and before the first one the head, in one system call."""
-        cdef iovec pieces[2]
+        cdef iovec pieces[4]
+        cdef char chunk_size[24]
         cdef Py_ssize_t size
         if type(data) is not bytes:
-            if not isinstance(data, bytes):
-                raise TypeError(f"the body must be bytes (PEP 3333), got {type(data).__name__}: {str(data)[:60]!r}")
-            data = bytes(data)
+            data = plain_bytes(data)
         size = PyBytes_GET_SIZE(data)
         if size == 0:  # PEP 3333: the head waits for the first byte
             return 0
@@ -627,10 +762,18 @@ cdef class Exchange:
             size = self.length - self.body_sent
         if self.head_sent and size == 0:
             return 0
+        if not self.head_sent:
+            self.core.finish_head(self, -1)
         pieces[0].iov_base, pieces[0].iov_len = self.core.head, 0 if self.head_sent else self.head_bytes
         pieces[1].iov_base, pieces[1].iov_len = PyBytes_AS_STRING(data), size
         self.mark_sent()
-        self.send_all(pieces, 2, 0)
+        if self.chunked and size > 0:
+            pieces[2] = pieces[1]
+            pieces[1].iov_base, pieces[1].iov_len = chunk_size, write_chunk_size(size, chunk_size)
+            pieces[3].iov_base, pieces[3].iov_len = b"\r\n", 2
+            self.send_all(pieces, 4, 0)
+        else:
+            self.send_all(pieces, 2, 0)
         self.body_sent += size
         if self.body_sent == self.length:
             self.core.slot.outcome = OUTCOME_COMPLETE
@@ -640,16 +783,26 @@ cdef class Exchange:
         """Before the first byte: from here on nobody else may answer this request."""
         if not self.head_sent:
             self.head_sent = True
+            if self.body is not None:
+                self.body.answering = True
             store_release(&self.core.slot.sent, self.seq)
 
     cdef int send_all(self, iovec *pieces, int count, int flags) except -1:
+        """All of it. If that fails halfway, nothing can follow: what the client has is no whole piece."""
         cdef ssize_t n
+        if self.torn:
+            raise ClientDisconnected(EPIPE, "an earlier piece of the answer was not sent as a whole")
+        self.torn = True
         while True:
             n = send_pieces(self.fd, pieces, count, flags)  # doesn't wait, so the GIL is kept
             if n >= 0:
                 self.stuck_since = 0
                 self.core.slot.sent_bytes += n
-                if pieces[0].iov_len == 0 and (count == 1 or pieces[1].iov_len == 0):
+                while count > 0 and pieces[0].iov_len == 0:
+                    pieces += 1
+                    count -= 1
+                if count == 0:
+                    self.torn = False
                     return 0
                 continue
             self.wait_writable()
@@ -684,11 +837,21 @@ cdef class Exchange:
             self.stuck_since = 0
         return moved
 
-    cdef int send_head_alone(self, int flags) except -1:
+    cdef bint may_go_on(self) noexcept:
+        """Whether the connection is where the next request begins: the answer as long as it said, the request read."""
+        if not self.keeps or not self.head_sent or self.torn:
+            return False
+        if not self.chunked and not self.bodyless and self.body_sent != self.length:
+            return False
+        return self.body is not None and self.body.discard()
+
+    cdef int send_head_alone(self, int flags, int64_t total) except -1:
+        """total: bytes of the body that follows, or -1."""
         cdef iovec piece
         if not self.responded:
             raise RuntimeError("the application returned without calling start_response (PEP 3333)")
         if not self.head_sent:
+            self.core.finish_head(self, total)
             piece.iov_base, piece.iov_len = self.core.head, self.head_bytes
             self.mark_sent()
             self.send_all(&piece, 1, flags)
@@ -697,17 +860,41 @@ cdef class Exchange:
     cdef int send_result(self, object result) except -1:
         """What the application returned: a file, bytes (as uWSGI takes them), or an iterable of bytes."""
         if type(result) is FileWrapper and self.responded and self.send_file(<FileWrapper>result):
-            return 0
+            return self.send_end()
         if type(result) is bytes:
-            self.send_chunk(result)
-        elif type(result) is list and len(<list>result) == 1:  # the most usual answer
+            result = [result]
+        if type(result) is list or type(result) is tuple:
+            self.note_end(result)
+        if type(result) is list and len(<list>result) == 1:  # the most usual answer
             self.send_chunk((<list>result)[0])
         else:
             for chunk in result:
                 self.send_chunk(chunk)
                 if self.bodyless and self.head_sent:
                     break  # nobody will see the rest
-        self.send_head_alone(0)
+        self.send_head_alone(0, 0)
+        return self.send_end()
+
+    cdef int note_end(self, result) except -1:
+        """The whole body is there, and the application will read no more of the request. So over HTTP the head can say
+        how long it is (PEP 3333 allows to add that), and whether the connection goes on."""
+        cdef int64_t total = 0
+        if not self.http or not self.responded or self.head_sent:
+            return 0
+        for chunk in result:
+            if type(chunk) is not bytes:
+                return 0  # send_chunk has something to say about it
+            total += PyBytes_GET_SIZE(chunk)
+        self.keeps = self.keeps and self.body.discard()
+        self.core.finish_head(self, total)
+        return 0
+
+    cdef int send_end(self) except -1:
+        """The last chunk, which is empty."""
+        cdef iovec piece
+        if self.chunked:
+            piece.iov_base, piece.iov_len = b"0\r\n\r\n", 5
+            self.send_all(&piece, 1, 0)
         return 0
 
     cdef bint send_file(self, FileWrapper wrapper) except -1:
@@ -722,15 +909,16 @@ cdef class Exchange:
         source, offset, left = found
         if self.length >= 0:
             left = min(left, self.length - self.body_sent)
-        if self.bodyless or left <= 0:
-            return False  # the ordinary way sends the head
-        self.send_head_alone(MSG_MORE)
-        self.via_sendfile = True
+        if self.bodyless or left <= 0 or self.head_sent and self.chunked:
+            return False  # the ordinary way sends the head, and chunks
+        self.send_head_alone(MSG_MORE, left)
+        self.via_sendfile = self.torn = True
         while left > 0:
             step = <size_t>min(left, SENDFILE_BYTES)
             with nogil:
                 n = sendfile(self.fd, source, &offset, step)
             if n < 0 and errno in (EINVAL, ENOSYS) and self.body_sent == 0:
+                self.torn = False
                 return False  # a file system that can't: read() can
             if n < 0 and errno not in (EAGAIN, EINTR, EPIPE, ECONNRESET, ETIMEDOUT):
                 raise OSError(errno, "the file can't be read")
@@ -743,6 +931,7 @@ cdef class Exchange:
             self.stuck_since = 0
             self.body_sent += n
             self.core.slot.sent_bytes += n
+        self.torn = False
         return True
 
 
@@ -763,8 +952,24 @@ cdef class Core:
     cdef size_t buffer_size
     cdef Peers peers
     cdef Sockets *sockets         # never freed: signal and fork handlers go through all of them
-    cdef uint8_t listener_number[MOST_PULLED + 1]  # the master's
-    cdef bint listener_local[MOST_PULLED + 1]      # a unix socket: its clients have no name that matters
+    cdef PulledSocket pulled[MOST_PULLED + LISTENING]  # of the listening sockets: what the master says of them
+    cdef bint listener_local[MOST_PULLED + LISTENING]      # a unix socket: its clients have no name that matters
+    cdef uint16_t listener_port[MOST_PULLED + LISTENING]
+    cdef unsigned char *raw       # what an HTTP client has sent, FIRST_READ bytes; NULL until one comes
+    cdef size_t next_at, next_bytes  # in `raw`: what came after the request
+    cdef int came_by              # the listening socket of the request that was pulled
+    cdef Held *held               # this core's table
+    cdef int held_count
+    cdef int most_held            # a quarter of the descriptors that this process may have, for all its cores
+    cdef int latest_place         # after the one that was taken last
+    cdef int place                # of the held connection whose request this is
+    cdef HttpClient clients[HELD_PER_CORE]
+    cdef uint16_t client_flags[HELD_PER_CORE]  # FLAG_TRUSTED or nothing
+    cdef HttpClient latest        # of the request that was pulled
+    cdef uint16_t latest_flags
+    cdef uint64_t *door_bits
+    cdef long date_second
+    cdef char date_line[DATE_LINE_BYTES]
     cdef int last_served          # of the listening sockets: the next one comes first
     cdef bint joined              # stands at the listening sockets, waiting or serving what came from there
     cdef uint64_t last_took_us    # by this core's last request
@@ -804,19 +1009,22 @@ cdef class Core:
         self.ring = board_rings(self.board, cores) + <size_t>index * RING_BYTES
         self.cores, self.threads, self.doorbell = cores, threads, doorbell
         self.finished_bits, self.waiting_bits = board_finished(self.board), board_waiting(self.board, cores)
+        self.door_bits = board_door(self.board, cores)
+        self.held = board_held(self.board, cores, index)
         self.buffer_size = buffer_size
         set_peers(&self.peers, allow_from, forwarded_allow)
         self.sockets = <Sockets *>PyMem_RawCalloc(1, sizeof(Sockets))
         if self.sockets == NULL:
             raise MemoryError
-        self.sockets.epoll = -1
+        self.sockets.epoll = self.sockets.polled[HOLDING].fd = -1
+        memset(self.sockets.held, 0xFF, sizeof(self.sockets.held))
         self.patient = True
         self.application, self.environ = application, environ
         self.timeout_ns = <uint64_t>(timeout * 1e9)
         self.log_all, self.log_4xx, self.log_5xx = log_all, log_4xx, log_5xx
         self.complain, self.report = complain, report
         self.pid = os.getpid()
-        self.ctime_second = -1
+        self.ctime_second = self.date_second = -1
         self.model_fixed = -1
         self.buffer = <unsigned char *>PyMem_RawMalloc(MESSAGE_MAX_BYTES)
         self.head = <char *>PyMem_RawMalloc(HEAD_BYTES)
@@ -829,6 +1037,7 @@ cdef class Core:
         for i in range(KEYS):
             Py_XDECREF(self.keys[i])
         PyMem_RawFree(self.buffer)
+        PyMem_RawFree(self.raw)
         PyMem_RawFree(self.head)
         PyMem_RawFree(self.model_block)
         free_peers(&self.peers)
@@ -856,6 +1065,7 @@ cdef class Core:
                 raise ChannelLost(errno, "the worker's channel to the master is unusable")
             if n < <ssize_t>sizeof(MessageHead) or message.kind == MESSAGE_RETIRE:
                 self.leave_sockets()
+                self.give_all_back()
                 return
             if message.kind == MESSAGE_REQUEST and fds[0] < 0:  # no descriptor was free to receive it
                 self.say(MESSAGE_RETURNED, message.seq)
@@ -891,12 +1101,17 @@ cdef class Core:
 
     cdef int take_sockets(self, MessageHead *message, const int *fds) except -1:
         """The listening sockets, for the rest of this core's life; those that came, if a descriptor wasn't free for all."""
-        cdef const uint8_t *numbers = <const uint8_t *>message + sizeof(MessageHead)
+        cdef const PulledSocket *sockets = <const PulledSocket *>(<const uint8_t *>message + sizeof(MessageHead))
         cdef epoll_event event
-        cdef int i, count = 0
+        cdef int i, at, count = 0
+        cdef bint failed
+        cdef int holding = epoll_create1(EPOLL_CLOEXEC)
         self.sockets.epoll = epoll_create1(EPOLL_CLOEXEC)
+        self.sockets.polled[HOLDING].fd, self.sockets.polled[HOLDING].events = holding, POLLIN
         event.events, event.data.u64 = EPOLLIN, CHANNEL
-        if self.sockets.epoll < 0 or epoll_ctl(self.sockets.epoll, EPOLL_CTL_ADD, self.channel, &event) < 0:
+        failed = self.sockets.epoll < 0 or epoll_ctl(self.sockets.epoll, EPOLL_CTL_ADD, self.channel, &event) < 0
+        event.data.u64 = HOLDING
+        if failed or epoll_ctl(self.sockets.epoll, EPOLL_CTL_ADD, holding, &event) < 0:
             for i in range(MOST_PULLED):
                 if fds[i] >= 0:
                     close(fds[i])
@@ -904,10 +1119,14 @@ cdef class Core:
         self.sockets.polled[CHANNEL].fd, self.sockets.polled[CHANNEL].events = self.channel, POLLIN
         for i in range(MOST_PULLED):
             if fds[i] >= 0:
+                at = LISTENING + count
+                self.sockets.polled[at].fd, self.sockets.polled[at].events = fds[i], POLLIN | POLLRDHUP
+                self.pulled[at], self.listener_local[at] = sockets[i], is_unix_socket(fds[i])
+                self.listener_port[at] = own_port(fds[i])
                 count += 1
-                self.sockets.polled[count].fd, self.sockets.polled[count].events = fds[i], POLLIN | POLLRDHUP
-                self.listener_number[count], self.listener_local[count] = numbers[i], is_unix_socket(fds[i])
         self.sockets.count = count
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.most_held = min(HELD_PER_CORE, limit // (4 * self.threads)) if limit > 0 else HELD_PER_CORE
         hold_sockets(self.sockets)
         return 0
 
@@ -916,16 +1135,21 @@ cdef class Core:
         cdef MessageHead *message = <MessageHead *>self.buffer
         cdef int ready, fd
         cdef uint32_t passed_on
+        cdef bint at_door
         while not self.is_wanted() and seq[0] % ONE_PUSH != ONE_PUSH - 1 and self.sockets.count:
             passed_on = load_seq_u32(&self.board.passed_on)
             ready = self.look()
             if ready == NOTHING:
-                if not self.may_wait():
+                at_door = self.may_wait_at_door()
+                if not at_door and not (self.held_count and self.is_alone()):
                     return True
-                ready = self.wait(passed_on)
+                ready = self.wait(passed_on, at_door)
             if ready == CHANNEL:
                 return False
             if ready == AGAIN:
+                continue
+            if ready == HOLDING:
+                self.serve_held(seq)
                 continue
             fd = self.accept(ready, message)
             if fd == IMPOSSIBLE:
@@ -947,7 +1171,7 @@ cdef class Core:
 
     cdef int look(self):
         """Which of the sockets has something, or NOTHING. The channel first; the others in turn, so that none starves."""
-        cdef int i, at, count = self.sockets.count
+        cdef int i, at, count = 1 + self.sockets.count
         if poll(self.sockets.polled, 1 + count, 0) <= 0:
             return NOTHING
         if self.sockets.polled[CHANNEL].revents:
@@ -959,29 +1183,31 @@ cdef class Core:
                 return at
         return NOTHING
 
-    cdef bint may_wait(self):
-        """Not beside a busy core of this process, which holds the interpreter's lock; then the master chooses."""
+    cdef bint is_alone(self):
+        """Not beside a busy core of this process, which holds the interpreter's lock: then the master chooses."""
         cdef int other
         for other in range(self.threads):
             if other != self.core_id and (self.slot - self.core_id + other).awake:
                 return False
-        return count_bits(self.waiting_bits, self.cores) < self.board.waiters
+        return True
 
-    cdef int wait(self, uint32_t passed_on):
-        """Until one of the sockets has something. CHANNEL also when the master has claimed this core; or AGAIN.
+    cdef bint may_wait_at_door(self):
+        return self.is_alone() and count_at_door(self.waiting_bits, self.door_bits, self.cores) < self.board.waiters
+
+    cdef int wait(self, uint32_t passed_on, bint at_door):
+        """Until one of the sockets has something. CHANNEL also when the master has claimed this core; or AGAIN. Not at
+        the listening sockets, if at_door is False: each entry there costs those who connect a tenth of a microsecond.
 
         passed_on: of the board, before the last look at the sockets. A connection that was passed on since may be one that
         came when nobody could be woken for it.
         """
         cdef epoll_event event
-        cdef int n, i
+        cdef int n
         cdef bint cleared
-        if not self.joined:
-            for i in range(1, 1 + self.sockets.count):
-                event.events, event.data.u64 = EPOLLIN | EPOLLEXCLUSIVE, i
-                epoll_ctl(self.sockets.epoll, EPOLL_CTL_ADD, self.sockets.polled[i].fd, &event)
-            self.joined = True
-            add_seq_u32(&self.board.arrangements, 1)
+        if at_door and not self.joined:
+            self.join_sockets()
+        elif not at_door:
+            self.leave_sockets()
         set_bit(self.waiting_bits, self.index)
         if load_seq_i32(&self.board.wanted) > 0 or load_seq_u32(&self.board.passed_on) != passed_on:
             return AGAIN if clear_bit(self.waiting_bits, self.index) else CHANNEL
@@ -992,7 +1218,7 @@ cdef class Core:
             self.slot.waited_ns += now_ns() - self.slot.waiting_since_ns
             self.slot.waiting_since_ns = 0
         if not cleared:
-            if n > 0 and event.data.u64 != CHANNEL:  # the kernel has told nobody else of that connection
+            if n > 0 and event.data.u64 >= LISTENING:  # the kernel has told nobody else of that connection
                 add_seq_u32(&self.board.passed_on, 1)
                 eventfd_write(self.doorbell, 1)
             return CHANNEL
@@ -1000,13 +1226,24 @@ cdef class Core:
             self.run_signal_handlers()
         return <int>event.data.u64 if n > 0 else AGAIN
 
+    cdef void join_sockets(self):
+        cdef epoll_event event
+        cdef int i
+        for i in range(LISTENING, LISTENING + self.sockets.count):
+            event.events, event.data.u64 = EPOLLIN | EPOLLEXCLUSIVE, i
+            epoll_ctl(self.sockets.epoll, EPOLL_CTL_ADD, self.sockets.polled[i].fd, &event)
+        self.joined = True
+        set_bit(self.door_bits, self.index)
+        add_seq_u32(&self.board.arrangements, 1)
+
     cdef void leave_sockets(self):
         """A core that is parked stands in nobody's way: each entry costs those who connect a tenth of a microsecond."""
         cdef int i
         if self.joined:
-            for i in range(1, 1 + self.sockets.count):
+            for i in range(LISTENING, LISTENING + self.sockets.count):
                 epoll_ctl(self.sockets.epoll, EPOLL_CTL_DEL, self.sockets.polled[i].fd, NULL)
             self.joined = False
+            clear_bit(self.door_bits, self.index)
 
     cdef int accept(self, int at, MessageHead *message):
         """The next connection of this listening socket, with its request in the buffer as if it had been pushed. NOTHING:
@@ -1018,6 +1255,8 @@ cdef class Core:
         cdef bint local = self.listener_local[at]
         cdef int fd = accept4(self.sockets.polled[at].fd, NULL if local else &name.any, NULL if local else &size,
                               SOCK_NONBLOCK | SOCK_CLOEXEC)
+        if local:
+            name.any.sa_family = AF_UNIX
         cdef ssize_t n
         cdef size_t body
         cdef Trust trust = TRUSTED
@@ -1025,6 +1264,8 @@ cdef class Core:
         if fd < 0:
             return self.accept_failed(at)
         id = add_seq(&self.board.last_id, 1) + 1
+        if self.pulled[at].http:
+            return self.take_http(at, message, fd, id, &name)
         n = recv(fd, packet, MESSAGE_MAX_BYTES - sizeof(MessageHead), MSG_DONTWAIT)
         if n < 0 and errno == EAGAIN and self.patient:
             with nogil:
@@ -1039,7 +1280,8 @@ cdef class Core:
             trust = uwsgi_peer(&self.peers, &name)
         if (n < 0 or trust == REFUSED or read_head(packet, n, self.buffer_size, &facts) != COMPLETE
                 or facts.modifier1 == 100 or read_block(packet + 4, &facts) != COMPLETE):
-            self.hand_over(MESSAGE_HANDED, fd, self.listener_number[at], id, max(0, n))
+            self.hand_over(MESSAGE_HANDED, fd, self.pulled[at].number, id, packet, max(0, n))
+            close(fd)
             return NOTHING
         if self.last_took_us > OLD_US and client_left(fd, not local):
             self.slot.clients_gone += 1
@@ -1054,9 +1296,158 @@ cdef class Core:
         message.content_length, message.modifier1 = facts.content_length, facts.modifier1
         return fd
 
+    cdef int take_http(self, int at, MessageHead *message, int fd, uint64_t id, const SocketName *name):
+        """The same for HTTP. What isn't a complete sound request goes to the master."""
+        cdef const PulledSocket *socket = &self.pulled[at]
+        cdef HttpClient client
+        cdef uint16_t flags = FLAG_PULLED
+        cdef ssize_t n = self.receive_http(fd)
+        if n < 0 and errno == EAGAIN and self.patient:
+            with nogil:
+                self.patient = has_bytes_soon(fd)
+            n = self.receive_http(fd)
+        elif n > 0:
+            self.patient = True
+        if n == 0:
+            close(fd)
+            return NOTHING
+        memset(&client, 0, sizeof(HttpClient))
+        client.is_local = not address_bytes(name, client.address)
+        client.port, client.own_port = port_of(name), self.listener_port[at]
+        if http_peer(&self.peers, name) == TRUSTED:
+            flags |= FLAG_TRUSTED
+        if n < 0 or not self.read_http(n, &client, flags, message):
+            self.hand_over(MESSAGE_HANDED, fd, socket.number, id, self.raw, max(0, n))
+            close(fd)
+            return NOTHING
+        if self.last_took_us > OLD_US and client_left(fd, False):
+            self.slot.clients_gone += 1
+            close(fd)
+            return NOTHING
+        message.id = id
+        self.came_by = socket.number
+        self.latest, self.latest_flags = client, flags & ~FLAG_PULLED
+        return fd
+
+    cdef ssize_t receive_http(self, int fd):
+        if self.raw == NULL:
+            self.raw = <unsigned char *>PyMem_RawMalloc(FIRST_READ)
+        return recv(fd, self.raw, FIRST_READ, MSG_DONTWAIT) if self.raw != NULL else -1
+
+    cdef bint read_http(self, size_t have, const HttpClient *client, uint16_t flags, MessageHead *message):
+        """Lay the request that stands in `raw` into the buffer, as if it had been pushed. False: it isn't complete or sound."""
+        cdef unsigned char *packet = self.buffer + sizeof(MessageHead) - 4
+        cdef HttpHead head
+        cdef size_t scanned = 0
+        cdef const char *why = NULL
+        cdef int size = find_head_end(self.raw, have, &scanned, &why)
+        if size <= 0 or read_http_request(self.raw, have, size, client, packet, self.buffer_size, &head):
+            return False
+        message.kind, message.modifier1, message.flags = MESSAGE_REQUEST, 0, http_flags(&head) | flags
+        if not self.board.keeps or self.board.closing:
+            message.flags &= ~FLAG_KEEPS
+        message.vars_bytes, message.body_bytes = head.packet_bytes - 4, head.body_bytes
+        message.content_length = head.content_length
+        self.next_at, self.next_bytes = head.taken, have - head.taken
+        return True
+
+    # ---- held connections: _layout.pxd has the states ----
+
+    cdef void serve_held(self, uint64_t *seq):
+        """One request of each held connection on which something has come; some of them, if they are many."""
+        cdef MessageHead *message = <MessageHead *>self.buffer
+        cdef epoll_event events[HELD_BATCH]
+        cdef int n = epoll_wait(self.sockets.polled[HOLDING].fd, events, HELD_BATCH, 0), i, place
+        cdef ssize_t have
+        for i in range(n):
+            if load_seq_i32(&self.board.wanted) > 0 or seq[0] % ONE_PUSH == ONE_PUSH - 1:
+                break
+            if self.last_took_us > OLD_US and poll(self.sockets.polled, 1, 0) > 0:  # the master has something to say
+                break
+            place = <int>events[i].data.u64
+            if not change_held(&self.held[place], HELD_CORE, HELD_BUSY):
+                self.let_go(place)  # the master has taken it
+                store_seq_u64(&self.held[place].state, HELD_FREE)
+                continue
+            have = self.receive_http(self.sockets.held[place])
+            if have < 0 and errno in (EAGAIN, EINTR):
+                store_seq_u64(&self.held[place].state, HELD_CORE)
+            elif have <= 0:
+                self.give_back(place, BACK_CLOSE, 0)
+            elif not self.read_http(have, &self.clients[place], self.client_flags[place] | FLAG_PULLED | FLAG_HELD, message):
+                self.next_at = 0
+                self.give_back(place, BACK_READ, have)
+            else:
+                message.id = add_seq(&self.board.last_id, 1) + 1
+                add_u64(&self.board.again, 1)
+                self.place = place
+                seq[0] += 1
+                self.serve_one(message, self.sockets.held[place], seq[0])
+                store_release(&self.slot.done, seq[0])
+
+    cdef int hold(self, int fd, uint16_t flags, const HttpClient *client):
+        """Keep the connection for its next request. Its place, or HELD_NOWHERE if there is none."""
+        cdef epoll_event event
+        cdef int place, i
+        if self.held_count >= self.most_held or not self.sockets.count or not self.board.waiters or self.board.closing:
+            return HELD_NOWHERE
+        for i in range(HELD_PER_CORE):
+            place = (self.latest_place + i) % HELD_PER_CORE
+            if self.sockets.held[place] < 0 and load_seq(&self.held[place].state) == HELD_FREE:
+                break
+        else:
+            return HELD_NOWHERE
+        self.latest_place = place + 1
+        event.events, event.data.u64 = EPOLLIN, place
+        if epoll_ctl(self.sockets.polled[HOLDING].fd, EPOLL_CTL_ADD, fd, &event) < 0:
+            return HELD_NOWHERE
+        self.sockets.held[place], self.clients[place], self.client_flags[place] = fd, client[0], flags
+        self.held_count += 1
+        self.held[place].since_ns = now_ns()
+        store_seq_u64(&self.held[place].state, HELD_CORE)
+        return place
+
+    cdef void let_go(self, int place):
+        """Of our descriptor: the connection isn't ours any more."""
+        cdef int fd = self.sockets.held[place]
+        if fd >= 0:
+            epoll_ctl(self.sockets.polled[HOLDING].fd, EPOLL_CTL_DEL, fd, NULL)
+            self.sockets.held[place] = -1
+            close(fd)
+            self.held_count -= 1
+
+    cdef void unhold(self, int place):
+        """As if it never had been held. The descriptor stays open."""
+        epoll_ctl(self.sockets.polled[HOLDING].fd, EPOLL_CTL_DEL, self.sockets.held[place], NULL)
+        self.sockets.held[place] = -1
+        self.held_count -= 1
+        store_seq_u64(&self.held[place].state, HELD_FREE)
+
+    cdef void give_back(self, int place, uint16_t what, size_t have):
+        """To the master, with so many bytes of `raw` that the client has sent."""
+        self.let_go(place)
+        store_seq_u64(&self.held[place].state, HELD_BACK)
+        self.hand_over(MESSAGE_BACK, -1, place, 0, self.raw + self.next_at, have, what)
+
+    cdef void give_all_back(self):
+        """A core that is parked watches nothing."""
+        cdef int place
+        if not self.held_count:
+            return
+        self.next_at = 0
+        for place in range(HELD_PER_CORE):
+            if self.sockets.held[place] >= 0:
+                if change_held(&self.held[place], HELD_CORE, HELD_BUSY):
+                    self.give_back(place, BACK_READ, 0)
+                else:
+                    self.let_go(place)
+                    store_seq_u64(&self.held[place].state, HELD_FREE)
+
     cdef int accept_failed(self, int at):
         """NOTHING: look on; usually another core was faster. IMPOSSIBLE: leave it to others for now."""
-        if errno == EMFILE:  # as when a pushed request comes without its descriptor
+        if errno == EMFILE and self.held_count:
+            self.give_all_back()
+        elif errno == EMFILE:  # as when a pushed request comes without its descriptor
             self.stop_pulling(True)
             self.say(MESSAGE_RETURNED, 0)
         elif errno in (ENFILE, ENOBUFS, ENOMEM):
@@ -1067,7 +1458,7 @@ cdef class Core:
             epoll_ctl(self.sockets.epoll, EPOLL_CTL_DEL, self.sockets.polled[at].fd, NULL)
             close(self.sockets.polled[at].fd)
             self.sockets.polled[at].fd = -1
-            if not any([self.sockets.polled[i].fd >= 0 for i in range(1, 1 + self.sockets.count)]):
+            if not any([self.sockets.polled[i].fd >= 0 for i in range(LISTENING, LISTENING + self.sockets.count)]):
                 self.sockets.count = 0
         return NOTHING
 
@@ -1077,25 +1468,31 @@ cdef class Core:
         cdef int i, count = self.sockets.count
         self.sockets.count = 0
         self.joined = False
-        close(self.sockets.epoll)
-        self.sockets.epoll = -1
+        clear_bit(self.door_bits, self.index)
         if ours:
-            for i in range(1, 1 + count):
+            self.give_all_back()
+            close(self.sockets.polled[HOLDING].fd)
+        close(self.sockets.epoll)
+        self.sockets.epoll = self.sockets.polled[HOLDING].fd = -1
+        if ours:
+            for i in range(LISTENING, LISTENING + count):
                 close(self.sockets.polled[i].fd)
 
-    cdef void hand_over(self, int kind, int fd, uint64_t listener, uint64_t id, size_t have):
-        """Give a connection, and what was read from it, to the master. Waits if the channel is full, and for a while if the
-        kernel has no memory for it or too many descriptors are on their way (RLIMIT_NOFILE)."""
-        cdef unsigned char *packet = self.buffer + sizeof(MessageHead) - 4
+    cdef void hand_over(self, int kind, int fd, uint64_t number, uint64_t id, unsigned char *bytes, size_t have,
+                        uint16_t flags=0):
+        """Give a connection, and what was read from it and not served, to the master; our descriptor stays open. Waits if
+        the channel is full, and for a while if the kernel has no memory for it or too many descriptors are on their way
+        (RLIMIT_NOFILE). fd: -1 if the master has it; number: of the listener, or the place."""
         cdef MessageHead head
         cdef iovec pieces[2]
         cdef uint64_t since = 0
         cdef int tries = 1
         memset(&head, 0, sizeof(MessageHead))
-        head.kind, head.seq, head.id = kind, listener, id
+        head.kind, head.seq, head.id, head.flags = kind, number, id, flags
+        head.content_length = self.place  # of MESSAGE_KEPT
         pieces[0].iov_base, pieces[0].iov_len = &head, sizeof(MessageHead)
-        pieces[1].iov_base, pieces[1].iov_len = packet, have
-        while send_message(self.channel, pieces, 2, &fd, 1) < 0:
+        pieces[1].iov_base, pieces[1].iov_len = bytes, have
+        while send_message(self.channel, pieces, 2, &fd, fd >= 0) < 0:
             if errno in (EAGAIN, EINTR):
                 with nogil:
                     wait_for(self.channel, POLLOUT, 1_000_000_000, &since)
@@ -1107,7 +1504,6 @@ cdef class Core:
             else:
                 self.turn_away(kind, fd, id, errno)
                 break
-        close(fd)
 
     cdef void turn_away(self, int kind, int fd, uint64_t id, int error):
         """The master can't have this connection, so it ends here: with 503, if it isn't answered yet."""
@@ -1118,11 +1514,15 @@ cdef class Core:
             piece.iov_base, piece.iov_len = text, write_answer(text, 503, b"Service Unavailable", id, False)
             send_pieces(fd, &piece, 1, 0)
             shutdown(fd, SHUT_WR)
+        if kind == MESSAGE_KEPT and self.place != HELD_NOWHERE:
+            self.unhold(self.place)
+            self.place = HELD_NOWHERE
         for i in range(DISCARD_READS):  # what is unread when it is closed would destroy the answer
             if recv(fd, self.buffer + sizeof(MessageHead), MESSAGE_MAX_BYTES - sizeof(MessageHead), MSG_DONTWAIT) <= 0:
                 break
+        what = {MESSAGE_HANDED: "answered 503", MESSAGE_KEPT: "its connection ends"}
         self.tell(f"request {id:016x}: the master could not be given the connection ({os.strerror(error)}); "
-                  f"{'answered 503' if kind == MESSAGE_HANDED else 'an unread body may cut its answer'}")
+                  f"{what.get(kind, 'an unread body may cut its answer')}")
 
     def asked_to_stop(self):
         """Whether the request that this thread runs now is the one that the master wants an exception in."""
@@ -1155,9 +1555,10 @@ cdef class Core:
     cdef void say_idle(self, uint64_t seq):
         """Free, and about to be parked: tell the master, and wake it only if it asked for that or has something to do."""
         self.leave_sockets()
+        self.give_all_back()
         store_release(&self.slot.done, seq)
         set_bit(self.finished_bits, self.index)
-        if self.slot.outcome:
+        if self.slot.outcome & (OUTCOME_LINGER | OUTCOME_CUT):
             eventfd_write(self.doorbell, 1)
         elif load_seq_u32(&self.board.ring) and exchange_u32(&self.board.ring, 0):
             eventfd_write(self.doorbell, 1)
@@ -1170,10 +1571,12 @@ cdef class Core:
         cdef uint32_t outcome
         exchange.core, exchange.fd, exchange.seq, exchange.id = self, fd, message.seq, message.id
         exchange.http = (message.flags & FLAG_HTTP) != 0
+        exchange.keeps = (message.flags & FLAG_KEEPS) != 0
+        exchange.old = (message.flags & FLAG_OLD) != 0
         exchange.length = -1
         exchange.method = exchange.uri = exchange.address = exchange.user = exchange.protocol = ""
         try:
-            body = make_input(fd, self.timeout_ns, message.content_length, self.first_body(message), self.slot)
+            exchange.body = body = make_input(fd, self.timeout_ns, message, self.first_body(message), self.slot)
             environ = self.make_environ(message, body, exchange)
             self.begin(exchange, environ, (message.flags & FLAG_PULLED) != 0)
             outcome = self.call_application(exchange, environ)
@@ -1181,32 +1584,82 @@ cdef class Core:
             self.tell_exception("?", "?")
             outcome = OUTCOME_CUT
         exchange.finished = True
-        if outcome == 0 and (exchange.http or message.content_length > 0 and (
-                body is None or body.left > 0 or unread_bytes(fd))):
+        if exchange.torn:  # although the application has caught that
+            outcome = OUTCOME_CUT
+        if outcome == 0 and exchange.http and exchange.may_go_on():
+            outcome = OUTCOME_KEPT
+        elif outcome == 0 and (exchange.http or message.content_length > 0) and (
+                body is None or body.left > 0 or unread_bytes(fd)):
             outcome = OUTCOME_LINGER
-        if self.slot.answered == message.seq and self.slot.outcome != OUTCOME_COMPLETE:
-            # By the handler, and then it ended after all; what it sent found the connection half closed.
-            exchange.status, outcome = 504, OUTCOME_LINGER
+        if self.slot.answered == message.seq:  # by the handler, which half-closes; and then it ended after all
+            outcome = OUTCOME_LINGER
+            if self.slot.outcome != OUTCOME_COMPLETE:
+                exchange.status = 504
         rescue_release()  # before the descriptor's number can be another's
-        outcome = self.part(fd, outcome, (message.flags & FLAG_PULLED) != 0, message.id)
+        outcome = self.part(fd, outcome, message)
         exchange.fd = -1
         if body is not None:
             body.fd = -1
         self.account(exchange, message)
         return outcome
 
-    cdef uint32_t part(self, int fd, uint32_t outcome, bint pulled, uint64_t id):
-        """Close our copy of the client's descriptor; of a pulled connection it is the only one, and the outcome is seen
-        to here. Returns what is left for the master to do."""
+    cdef uint32_t part(self, int fd, uint32_t outcome, const MessageHead *message):
+        """Close our copy of the client's descriptor, or hold it. Of a pulled connection it is the only one, and the outcome
+        is seen to here. Returns what is left for the master to do."""
+        cdef bint pulled = (message.flags & FLAG_PULLED) != 0
+        if message.flags & FLAG_HELD:
+            self.part_with_held(fd, outcome)
+            return 0
         if outcome == OUTCOME_CUT:
             cut(fd)
-        elif not pulled or outcome == OUTCOME_LINGER or forks:  # somebody else holds it: the client must see the end
-            shutdown(fd, SHUT_WR)
-        if pulled and outcome == OUTCOME_LINGER:
-            self.hand_over(MESSAGE_ANSWERED, fd, 0, id, 0)
-        else:
+        elif outcome != OUTCOME_KEPT and (not pulled or outcome == OUTCOME_LINGER or forks):
+            shutdown(fd, SHUT_WR)  # somebody else holds it: the client must see the end
+        self.place = HELD_NOWHERE
+        if outcome == OUTCOME_KEPT and pulled:
+            if self.next_bytes == 0:
+                self.place = self.hold(fd, self.latest_flags, &self.latest)
+            self.hand_over(MESSAGE_KEPT, fd, self.came_by, message.id, self.raw + self.next_at, self.next_bytes)
+        elif outcome == OUTCOME_KEPT and message.flags & FLAG_TELLS:
+            outcome = 0 if self.hold_pushed(fd, message) else outcome
+        elif pulled and outcome == OUTCOME_LINGER:
+            self.hand_over(MESSAGE_ANSWERED, fd, 0, message.id, NULL, 0)
+        if self.place == HELD_NOWHERE:
             close(fd)
         return 0 if pulled else outcome
+
+    cdef void part_with_held(self, int fd, uint32_t outcome):
+        cdef int place = self.place
+        if outcome == OUTCOME_KEPT and self.next_bytes == 0:
+            self.held[place].since_ns = now_ns()
+            store_seq_u64(&self.held[place].state, HELD_CORE)
+        elif outcome == OUTCOME_KEPT:
+            self.give_back(place, BACK_READ, self.next_bytes)
+        else:
+            if outcome == OUTCOME_CUT:
+                cut(fd)
+            self.give_back(place, BACK_LINGER if outcome == OUTCOME_LINGER else BACK_CLOSE, 0)
+
+    cdef bint hold_pushed(self, int fd, const MessageHead *message):
+        """Hold a connection that the master has, too, and tell it so; or that we can't. False: it couldn't be told."""
+        cdef SocketName name
+        cdef socklen_t size = sizeof(SocketName)
+        cdef HttpClient client
+        cdef MessageHead head
+        cdef iovec piece
+        if message.flags & FLAG_HOLDS and getpeername(fd, &name.any, &size) == 0:
+            memset(&client, 0, sizeof(HttpClient))
+            client.is_local = not address_bytes(&name, client.address)
+            client.port, client.own_port = port_of(&name), own_port(fd)
+            self.place = self.hold(fd, message.flags & FLAG_TRUSTED, &client)
+        memset(&head, 0, sizeof(MessageHead))
+        head.kind, head.seq, head.content_length = MESSAGE_HELD, message.seq, self.place
+        piece.iov_base, piece.iov_len = &head, sizeof(MessageHead)
+        if send_message(self.channel, &piece, 1, NULL, 0) >= 0:
+            return True
+        if self.place != HELD_NOWHERE:  # the channel is full: it goes back the usual way
+            self.unhold(self.place)
+            self.place = HELD_NOWHERE
+        return False
 
     cdef uint32_t call_application(self, Exchange exchange, dict environ) except? 0xFFFF:
         """The application, its result, close(): everything that runs the application's code."""
@@ -1221,6 +1674,8 @@ cdef class Core:
             self.slot.outcome = OUTCOME_COMPLETE
         except BaseException if forked_off else ():
             end_child()
+        except BrokenBody:
+            outcome = self.send_error(exchange)
         except ClientDisconnected:
             self.slot.clients_gone += self.slot.answered != exchange.seq
             outcome = OUTCOME_CUT
@@ -1246,11 +1701,13 @@ cdef class Core:
             return OUTCOME_CUT
         try:
             exchange.length, exchange.responded = -1, False
-            if isinstance(sys.exc_info()[1], RequestTimeout):
+            exchange.keeps = exchange.head_finished = False
+            if isinstance(sys.exc_info()[1], (RequestTimeout, BrokenBody)):
+                exchange.status = 504 if isinstance(sys.exc_info()[1], RequestTimeout) else 400
                 piece.iov_base = text
-                piece.iov_len = exchange.head_bytes = write_answer(text, 504, b"Gateway Timeout", exchange.id,
-                                                                        exchange.head_method)
-                exchange.status = 504
+                piece.iov_len = exchange.head_bytes = write_answer(
+                    text, exchange.status, b"Gateway Timeout" if exchange.status == 504 else b"Bad Request", exchange.id,
+                    exchange.head_method)
                 exchange.mark_sent()
                 exchange.send_all(&piece, 1, 0)
                 return 0
@@ -1438,13 +1895,15 @@ cdef class Core:
         cdef int64_t length = -1
         cdef str name, value
         cdef int count = 0
-        exchange.responded = False  # whatever was there before is gone
+        exchange.responded = exchange.dated = exchange.named = False  # whatever was there before is gone
         exchange.status = 0
         status = full_status(status)
         at = self.append(at, "the status", status, IN_VALUE, b"\r\n", status)
         exchange.status = status_of(PyUnicode_1BYTE_DATA(status), PyUnicode_GET_LENGTH(status))
         if exchange.status < 0:
             raise ValueError(f"the status must be three digits, a space and a reason, got {status!r:.100}")
+        if exchange.status < 200 and exchange.http:
+            raise ValueError(f"the status must be a final one, got {status!r:.100}")
         if type(headers) is not list and not isinstance(headers, list):
             raise TypeError(f"the headers must be a list (PEP 3333), got {type(headers).__name__}")
         for header in <list>headers:
@@ -1457,27 +1916,85 @@ cdef class Core:
             begins = at
             at = self.append(at, "a header's name", name, IN_NAME, b": ", name)
             at = self.append(at, "the value", value, IN_VALUE, b"\r\n", name)
-            if exchange.http and name.lower() == "connection":
-                at = begins  # ours to say: see below
+            if exchange.http and PyUnicode_GET_LENGTH(name) <= 17 and self.is_ours_to_say(exchange, name.lower(), value):
+                at = begins  # finish_head says it
                 continue
             count += 1
             if is_content_length(PyUnicode_1BYTE_DATA(name), PyUnicode_GET_LENGTH(name)):
+                if length >= 0 and exchange.http:
+                    raise ValueError("there is more than one header 'Content-Length'")
+                if exchange.status == 204 and exchange.http:  # RFC 9110 8.6
+                    at = begins
                 length = as_length(PyUnicode_1BYTE_DATA(value), PyUnicode_GET_LENGTH(value))
                 if length < 0:
                     raise ValueError(f"header 'Content-Length': a number of bytes was expected, got {value!r:.100}")
-        if exchange.http:
-            at = self.append(at, "a header", "Connection: close", IN_VALUE, b"\r\n", None)
-        at = self.append(at, "a header", "", IN_VALUE, b"\r\n", None)
         exchange.head_bytes, exchange.length, exchange.header_count = at, length, count
         exchange.bodyless = exchange.head_method or exchange.status in (204, 304) or exchange.status < 200
+        exchange.head_finished = False
+        if not exchange.http:
+            self.finish_head(exchange, -1)
         return 0
+
+    cdef bint is_ours_to_say(self, Exchange exchange, str name, str value) except -1:
+        """Whether the application's header isn't sent. Notes what it says."""
+        if name == "date":
+            exchange.dated = True
+        elif name == "server":
+            exchange.named = True
+        elif name in HOP_BY_HOP:
+            if name == "connection" and "close" in value.lower():
+                exchange.keeps = False
+            return True
+        return False
+
+    cdef int finish_head(self, Exchange exchange, int64_t total) except -1:
+        """What the server says about the answer, and the empty line. total: bytes of the body, or -1 if that isn't known.
+
+        Over uwsgi that is the web server's to say; over HTTP it is how the body ends (RFC 9112 6.3), and what becomes of the
+        connection (9.6).
+        """
+        cdef char *at = self.head + exchange.head_bytes
+        if exchange.head_finished:
+            return 0
+        exchange.head_finished = True
+        if exchange.http:
+            if not exchange.dated:
+                at = self.put_date(at)
+            if not exchange.named:
+                at = put_words(at, b"Server: wsgimaster\r\n")
+            if exchange.length < 0 and not exchange.bodyless:
+                if total >= 0:
+                    exchange.length = total
+                    at = put_words(at, b"Content-Length: ")
+                    at = put_words(put_count(at, at + 20, total), b"\r\n")
+                elif exchange.old:
+                    exchange.keeps = False
+                else:
+                    exchange.chunked = True
+                    at = put_words(at, b"Transfer-Encoding: chunked\r\n")
+            exchange.keeps = exchange.keeps and not self.board.closing
+            if not exchange.keeps:
+                at = put_words(at, b"Connection: close\r\n")
+            elif exchange.old:
+                at = put_words(at, b"Connection: keep-alive\r\n")
+        at = put_words(at, b"\r\n")
+        exchange.head_bytes = at - self.head
+        return 0
+
+    cdef char *put_date(self, char *at):
+        cdef long second = c_time(NULL)
+        if second != self.date_second:
+            self.date_second = second
+            write_date(second, self.date_line)
+        memcpy(at, self.date_line, DATE_LINE_BYTES)
+        return at + DATE_LINE_BYTES
 
     cdef size_t append(self, size_t at, str what, str text, unsigned char allowed, const char *two, object header) except 0:
         """Check a text, and copy it and two more bytes into the head. what, header: for the error."""
         cdef size_t size = <size_t>PyUnicode_GET_LENGTH(text)
         if PyUnicode_KIND(text) != PyUnicode_1BYTE_KIND or not all_allowed(PyUnicode_1BYTE_DATA(text), size, allowed):
             refuse_text(what, text, header)
-        if at + size + 2 > HEAD_BYTES:
+        if at + size + 2 > HEAD_BYTES - HTTP_HEAD_ROOM:
             raise ValueError(f"the response's head is larger than {HEAD_BYTES} bytes")
         memcpy(self.head + at, PyUnicode_1BYTE_DATA(text), size)
         self.head[at + size], self.head[at + size + 1] = two[0], two[1]
@@ -1587,6 +2104,22 @@ def say_alive(int channel):
 
 
 # ---- pure helpers ----
+
+cdef size_t write_chunk_size(size_t size, char *to):
+    """Hexadecimal, and CRLF: RFC 9112 7.1. Returns how many characters."""
+    cdef int digits = (67 - leading_zeros(size)) // 4, i
+    for i in range(digits):
+        to[i] = b"0123456789abcdef"[(size >> 4 * (digits - 1 - i)) & 15]
+    to[digits], to[digits + 1] = c"\r", c"\n"
+    return digits + 2
+
+
+cdef bytes plain_bytes(object data):
+    """Exactly bytes, of what may be a subclass."""
+    if not isinstance(data, bytes):
+        raise TypeError(f"the body must be bytes (PEP 3333), got {type(data).__name__}: {str(data)[:60]!r}")
+    return bytes(data)
+
 
 cdef inline size_t size_at(const unsigned char *p):
     return p[0] | (<size_t>p[1] << 8)

@@ -214,6 +214,7 @@ def scheme_rule(difference: Difference) -> bool:
 EXPLAINED: dict[str, Callable[[Difference], bool]] = {
     "SCRIPT_NAME": lambda difference: (difference.ours, difference.theirs) == ("", None),
     "wsgi.url_scheme": scheme_rule,
+    "wsgi.input_terminated": lambda difference: (difference.ours, difference.theirs) == ("True", None),
     "REMOTE_PORT": lambda difference: None not in difference,  # two connections
 }
 

@@ -1,4 +1,4 @@
-"""http-socket: plain HTTP without a front end, one request for each connection.
+"""http-socket and http: plain HTTP without a web server in front. Connections that go on: test_keepalive.py.
 
 A real uWSGI 2.0.31 checks little: what is refused here reaches the application there.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,7 @@ def address(server: Server) -> Address:
 def test_get(address: Address) -> None:
     answer = http(address, "/hello")
     assert (answer.status_line, answer.body, answer.end) == ("HTTP/1.1 200 OK", b"hello", End.EOF)
+    assert answer.header("Connection") == "close"
 
 
 def test_get_over_unix(server: Server) -> None:
@@ -66,7 +69,7 @@ def test_body_by_content_length(address: Address, method: str, size: int) -> Non
 
 def test_body_comes_later(address: Address) -> None:
     with Connection(address) as connection:
-        connection.send(b"POST /interleaved HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nabc")
+        connection.send(b"POST /interleaved HTTP/1.0\r\nContent-Length: 6\r\n\r\nabc")
         begun = connection.receive_until(b"<abc>")
         connection.send(b"def")
         assert connection.answer(begun).body == b"<abc><def>"
@@ -77,10 +80,27 @@ def test_head_of_a_page(address: Address) -> None:
     assert (answer.status, answer.header("Content-Length"), answer.body) == (200, "5", b"")
 
 
-@pytest.mark.parametrize("name", ["Connection", "connection"])
-def test_the_connection_header_is_the_servers_to_say(address: Address, name: str) -> None:
-    headers = http(address, f"/head?header={name}:keep-alive").headers
-    assert [value for header, value in headers if header.lower() == "connection"] == ["close"]
+def test_every_answer_has_a_date_and_names_the_server(address: Address) -> None:
+    answer = http(address, "/hello")
+    sent = parsedate_to_datetime(answer.header("Date") or "")
+    assert abs((datetime.now(UTC) - sent).total_seconds()) < 60
+    assert (answer.all("Server"), len(answer.all("Date"))) == (["wsgimaster"], 1)
+
+
+@pytest.mark.parametrize("name", ["Date", "Server", "date", "SERVER"])
+def test_what_the_application_says_about_itself_counts(address: Address, name: str) -> None:
+    assert http(address, f"/head?header={name}:mine").all(name) == ["mine"]
+
+
+HOP_BY_HOP = ["Connection", "connection", "Keep-Alive", "Transfer-Encoding", "TE", "Trailer", "Upgrade"]
+
+
+@pytest.mark.parametrize("name", HOP_BY_HOP)
+def test_the_connection_is_the_servers_business(address: Address, name: str) -> None:
+    """PEP 3333: no hop-by-hop headers."""
+    answer = http(address, f"/head?header={name}:keep-alive")
+    assert answer.status == 200
+    assert "keep-alive" not in answer.head.decode().lower().replace("keep-alive:", "")
 
 
 def test_a_connection_header_is_checked_although_it_is_not_sent(address: Address) -> None:
@@ -102,10 +122,13 @@ def test_unread_body(address: Address) -> None:
     assert [(answer.status, answer.end) for answer in answers] == [(401, End.EOF)] * 8
 
 
-def test_second_request_on_the_connection_is_not_served(server: Server, address: Address) -> None:
+@pytest.mark.parametrize("why", [b"Connection: close", b"Connection: Upgrade\r\nUpgrade: websocket"])
+def test_nothing_is_read_after_the_last_request(server: Server, address: Address, why: bytes) -> None:
+    """Nor after one that asks for another protocol, which we don't speak (RFC 9110 7.8)."""
     log = server.settled_log()
-    request = b"GET /%s HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    assert exchange(address, request % b"hello" + request % b"process?second").raw.count(b"HTTP/1.1 200") == 1
+    request = b"GET /%s HTTP/1.1\r\nHost: localhost\r\n%s\r\n\r\n"
+    both = request % (b"hello", why) + request % (b"process?second", b"A: b")
+    assert exchange(address, both).raw.count(b"HTTP/1.1 200") == 1
     http(address, "/hello?third")
     log.wait(r"/hello\?third")
     assert "/process?second" not in log.text()
@@ -158,50 +181,83 @@ def test_header_that_pretends(address: Address, header: str, name: str, expected
     assert given.get(name) == expected
 
 
-CHUNKED = b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
-REFUSED = {
-    "chunked body": (CHUNKED, {411, 501}),
-    "upgrade": (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", {501}),
-    "CONNECT": (b"CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n", {400, 501}),
-    "HTTP/2 preface": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", {400, 501, 505}),
-    "HTTP/3.0": (b"GET / HTTP/3.0\r\nHost: a\r\n\r\n", {400, 505}),
-    "nonsense": (b"\x00\x01\x02\x03\r\n\r\n", {400}),
-    "TLS": (bytes.fromhex("16030100c8010000c40303") + bytes(190) + b"\r\n\r\n", {400}),
-    "no method": (b"/hello HTTP/1.1\r\nHost: a\r\n\r\n", {400}),
-    "no target": (b"GET HTTP/1.1\r\nHost: a\r\n\r\n", {400}),
-    "target without slash": (b"GET hello HTTP/1.1\r\nHost: a\r\n\r\n", {400}),
-    "header without colon": (b"GET /hello HTTP/1.1\r\nHost: a\r\nnonsense\r\n\r\n", {400}),
-    "space in a header's name": (b"GET /hello HTTP/1.1\r\nHost: a\r\nX Name: a\r\n\r\n", {400}),
-    "space before the colon": (b"GET /hello HTTP/1.1\r\nHost: a\r\nX-Name : a\r\n\r\n", {400}),
-    "NUL in a header": (b"GET /hello HTTP/1.1\r\nHost: a\r\nX-Name: a\0b\r\n\r\n", {400}),
-    "folded header": (b"GET /hello HTTP/1.1\r\nHost: a\r\nX-Name: a\r\n b\r\n\r\n", {400}),
-    "two hosts": (b"GET /hello HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", {400}),
-    "no host": (b"GET /hello HTTP/1.1\r\n\r\n", {400}),
-    "two lengths": (b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", {400}),
-    "list of lengths": (b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 3, 3\r\n\r\nabc", {400}),
-    "signed length": (b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: +3\r\n\r\nabc", {400}),
-    "negative length": (b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: -3\r\n\r\nabc", {400}),
-    "hexadecimal length": (b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 0x3\r\n\r\nabc", {400}),
-    "huge length": (b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n", {400}),
-    "length and chunked": (CHUNKED.replace(b"Host: a", b"Host: a\r\nContent-Length: 3"), {400, 411, 501}),
-    "unknown encoding": (CHUNKED.replace(b"chunked", b"chunked, identity"), {400, 411, 501}),
-    "vertical tab before chunked": (CHUNKED.replace(b" chunked", b" \x0bchunked"), {400, 411, 501}),
-    "head too long": (b"GET /hello HTTP/1.1\r\nHost: a\r\nX-Long: " + b"x" * 100_000 + b"\r\n\r\n", {431}),
-    "endless head": (b"GET /hello HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 50_000, {431}),
-    "endless request line": (b"GET /" + b"x" * 200_000, {414, 431}),
+HOST = b"Host: a\r\n"
+REFUSED = {  # test_http_head.py has all of them
+    "nonsense": (b"\x00\x01\x02\x03\r\n\r\n", 400),
+    "no Host": (b"GET /hello HTTP/1.1\r\n\r\n", 400),
+    "LF alone": (b"GET /hello HTTP/1.1\nHost: a\n\n", 400),
+    "two lengths": (b"POST /echo HTTP/1.1\r\n" + HOST + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", 400),
+    "broken chunks": (b"POST /echo HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\nx\r\n", 400),
+    "another encoding": (b"POST /echo HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: gzip\r\n\r\n", 501),
+    "a tunnel": (b"CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n", 501),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+    "a large head": (b"GET /hello HTTP/1.1\r\n" + HOST + b"X-Long: " + b"x" * 100_000 + b"\r\n\r\n", 431),
+    "an endless head": (b"GET /hello HTTP/1.1\r\n" + HOST + b"X: y\r\n" * 50_000, 431),
+    "a long first line": (b"GET /" + b"x" * 9_000 + b" HTTP/1.1\r\n" + HOST + b"\r\n", 414),
+    "an endless first line": (b"GET /" + b"x" * 200_000, 414),
 }
 
 
-@pytest.mark.parametrize(("request_bytes", "statuses"), REFUSED.values(), ids=REFUSED)
-def test_refused(server: Server, address: Address, request_bytes: bytes, statuses: set[int]) -> None:
+@pytest.mark.parametrize(("request_bytes", "status"), REFUSED.values(), ids=REFUSED)
+def test_refused(server: Server, address: Address, request_bytes: bytes, status: int) -> None:
     """The application isn't asked, the log has no traceback, the next one is served."""
     log = server.settled_log()
     answer = exchange(address, request_bytes)
-    assert answer.status in statuses
+    assert (answer.status, answer.header("Connection")) == (status, "close")
     assert http(address, "/hello?next").status == 200
     log.wait(r"/hello\?next")
     assert log.text().count("[pid: ") == 1
     assert "Traceback" not in log.text()
+
+
+def test_tls_on_a_plain_socket(server: Server, address: Address) -> None:
+    """Nothing that we could say would be understood: one line in the log, and the end."""
+    log = server.settled_log()
+    assert exchange(address, bytes.fromhex("16030100c8010000c40303") + bytes(190)).raw == b""
+    log.wait("a TLS handshake came to a plain HTTP socket")
+
+
+def test_uwsgi_on_an_http_socket(address: Address) -> None:
+    assert uwsgi(address, "/hello").status == 400
+
+
+# how an answer ends
+
+
+@pytest.mark.parametrize("path", ["/generator", "/write_calls"])
+def test_an_old_client_reads_to_the_end(address: Address, path: str) -> None:
+    answer = http(address, path, version="1.0")
+    assert (answer.header("Transfer-Encoding"), answer.header("Content-Length"), answer.end) == (None, None, End.EOF)
+    assert answer.body == http(address, path).content != b""
+
+
+@pytest.mark.parametrize("path", ["/generator", "/write_calls"])
+def test_an_answer_of_unknown_length_comes_in_chunks(address: Address, path: str) -> None:
+    answer = http(address, path)
+    assert (answer.header("Transfer-Encoding"), answer.header("Content-Length")) == ("chunked", None)
+    assert answer.body.endswith(b"0\r\n\r\n")
+    assert answer.content
+
+
+LENGTHS = {
+    "bytes": ("/body?bytes", b"abc"),
+    "several pieces in a list": ("/body?list", b"abc"),
+    "a tuple": ("/body?tuple", b"abc"),
+    "none": ("/body?empty_list", b""),
+}
+
+
+@pytest.mark.parametrize(("path", "body"), LENGTHS.values(), ids=LENGTHS)
+def test_a_body_that_is_there_gets_its_length(address: Address, path: str, body: bytes) -> None:
+    answer = http(address, path)
+    assert (answer.header("Content-Length"), answer.body) == (str(len(body)), body)
+
+
+@pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified"])
+def test_answers_without_a_body(address: Address, status: str) -> None:
+    answer = http(address, f"/head?status={status.replace(' ', '%20')}")
+    assert (answer.status_line, answer.body) == (f"HTTP/1.1 {status}", b"")
+    assert answer.header("Transfer-Encoding") is None
 
 
 PATHS = {

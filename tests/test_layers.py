@@ -57,7 +57,6 @@ MAY_IMPORT = {
         "handover",
         "harakiri",
         "health",
-        "http1",
         "lifecycle",
         "machine",
         "messages",
@@ -132,7 +131,6 @@ MAY_IMPORT = {
     "sockets": {"errors", "settings"},
     "privileges": {"errors", "settings", "_process"},
     "scoreboard": {"_front"},
-    "http1": {"_front", "_proto"},
     "demo": set(),
     "log": set(),
     "commands": {"control", "events", "hooks", "lifecycle", "master"},  # master: for its type only
@@ -204,7 +202,7 @@ def test_the_application_finds_none_of_our_dependencies_imported():
     script = "import sys; from wsgimaster import hazards, worker, messages, zygote; print(*sorted(sys.modules))"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in found.stdout.split()}
-    assert not loaded & {"asyncio", "pydantic", "pydantic_core", "psutil", "uvloop", "httptools"}
+    assert not loaded & {"asyncio", "pydantic", "pydantic_core", "psutil", "uvloop"}
 
 
 def test_no_module_serialises_with_pickle():

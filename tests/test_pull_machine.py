@@ -116,12 +116,12 @@ class Slot:
 
 
 class Bitmap:
-    """One of the two behind the head, for up to 64 cores."""
+    """One of the three behind the head, for up to 64 cores."""
 
     word = Number("<Q", 0)
 
     def __init__(self, memory, cores, which):
-        begin, size = board_slots_offset(0), (board_slots_offset(cores) - board_slots_offset(0)) // 2
+        begin, size = board_slots_offset(0), (board_slots_offset(cores) - board_slots_offset(0)) // 3
         self.memory, self.at = memory, begin + which * size
 
     def set(self, core):
@@ -181,7 +181,7 @@ class SimulatedCore:
         self.number, self.doorbell = number, bench.board.doorbell
         self.application, self.lose = application, lose
         self.head, self.slot = Head(memory), Slot(memory, bench.cores, number)
-        self.finished, self.waiting = Bitmap(memory, bench.cores, 0), Bitmap(memory, bench.cores, 1)
+        self.finished, self.waiting, self.door = (Bitmap(memory, bench.cores, which) for which in range(3))
         first = number - number % threads
         self.siblings = [Slot(memory, bench.cores, n) for n in range(first, first + threads) if n != number]
         self.channel = socket.socket(fileno=os.dup(bench.worker_ends[number]))
@@ -295,7 +295,7 @@ class SimulatedCore:
         self.epoll.register(self.channel, select.EPOLLIN)
         self.epoll.register(self.end, select.EPOLLIN)
         self.listening = [socket.socket(fileno=fd) for fd in fds]
-        self.listener_numbers = numbers[: len(fds)]
+        self.listener_numbers = numbers[: 2 * len(fds) : 2]  # PulledSocket: number, http
 
     def pull(self, seq):
         """go_on of _serve.pyx; (whether it is to report, the last number)."""
@@ -347,7 +347,8 @@ class SimulatedCore:
         return NOTHING
 
     def may_wait(self):
-        return not any(one.awake for one in self.siblings) and self.waiting.count() < self.head.waiters
+        at_door = (self.waiting.word & self.door.word).bit_count()
+        return not any(one.awake for one in self.siblings) and at_door < self.head.waiters
 
     def wait(self, passed_on):
         if not self.joined:
@@ -355,6 +356,8 @@ class SimulatedCore:
                 self.epoll.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)
                 yield RUNNING
             self.joined = True
+            self.door.set(self.number)
+            yield RUNNING
             self.head.arrangements += 1
             yield RUNNING
         self.waiting.set(self.number)
@@ -383,6 +386,7 @@ class SimulatedCore:
             for listener in self.listening:
                 self.epoll.unregister(listener)
             self.joined = False
+            self.door.clear(self.number)
 
     def accept(self, at):
         """The packet of the next connection, which becomes the client; or None."""

@@ -111,14 +111,17 @@ def test_one_upgrade_after_the_other(start: Start, tmp_path: Path) -> None:
 def test_who_is_being_served_or_waits_is_served(start: Start, tmp_path: Path, more: tuple[str, ...]) -> None:
     """A request that runs, some that wait, one whose head isn't complete, one whose body isn't, and a connection that
     has said nothing yet."""
-    installed = Installed(start, tmp_path, *more, processes=1)
+    installed = Installed(start, tmp_path, *more, "socket-timeout = 60", processes=1)
     address = installed.server.addresses[-1]
     speaks_http = bool(more) and more[0].startswith("http")
 
     def request(path: str, body: bytes = b"") -> bytes:
         if speaks_http:
             length = f"Content-Length: {len(body)}\r\n" if body else ""
-            return f"{'POST' if body else 'GET'} {path} HTTP/1.1\r\nHost: x\r\n{length}\r\n".encode() + body
+            return (
+                f"{'POST' if body else 'GET'} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{length}\r\n".encode()
+                + body
+            )
         return packet(cgi(path, "POST" if body else "GET", body)) + body
 
     gated, plain, long = request(f"/gate?{installed.gate()}"), request("/"), request("/", b"x" * 100_000)
@@ -336,7 +339,11 @@ def test_who_waits_for_other_workers_is_served(start: Start, tmp_path: Path, mor
     speaks_http = bool(more) and more[0].startswith("http")
 
     def request(path: str) -> bytes:
-        return f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode() if speaks_http else packet(cgi(path))
+        return (
+            f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+            if speaks_http
+            else packet(cgi(path))
+        )
 
     with Connection(address) as running, Connection(address) as half:
         running.send(request(f"/gate?{installed.gate()}"))
@@ -661,7 +668,7 @@ def test_a_pause_goes_on(start: Start, tmp_path: Path, more: tuple[str, ...]) ->
     address = installed.server.addresses[-1]
     assert installed.operate("pause").returncode == 0
     with Connection(address) as client:
-        client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" if more else packet(cgi("/")))
+        client.send(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" if more else packet(cgi("/")))
         assert installed.upgrade().returncode == 0
         assert "paused" in installed.operate("workers").stdout
         assert not select.select([client.socket], [], [], 0.2)[0]

@@ -1,4 +1,4 @@
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from mmap import mmap
 from typing import Any, NamedTuple, Protocol
 
@@ -6,10 +6,6 @@ Prefix = tuple[bytes, int]  # settings.prefix
 NO_ANSWER: int
 LAYOUT: str
 READY: int  # a message's kind: the core serves from now on
-
-class HeadError(Exception):
-    status: int
-    def __init__(self, status: int, message: str) -> None: ...
 
 class Request(NamedTuple):
     core: int
@@ -63,8 +59,8 @@ class Front:
         most_waiting: int,
         allow_from: Sequence[Prefix],
         forwarded_allow: Sequence[Prefix],
+        keepalive: float,
         events: Events,
-        read_http_head: Callable[[bytes, int, int], tuple[bytes, int, bool]],
         taken_over: bool = False,
     ) -> None: ...
     def hand_over_clients(self) -> tuple[list[tuple[Any, ...]], list[bytes]]: ...
@@ -108,6 +104,8 @@ class Front:
     def suspend(self, suspended: bool) -> None: ...
     def take_logs(self) -> bool: ...
     def refuse_waiting(self) -> None: ...
+    def end_connections(self) -> None: ...
+    def announce_end(self) -> None: ...
     @property
     def counters(self) -> dict[str, int]: ...
     @property
@@ -116,6 +114,8 @@ class Front:
     def waiting(self) -> int: ...
     @property
     def reading(self) -> int: ...
+    @property
+    def keeping(self) -> int: ...
     @property
     def in_progress(self) -> int: ...
     @property

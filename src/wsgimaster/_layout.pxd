@@ -4,7 +4,7 @@
 #
 # The scoreboard is one memfd mapping, made by the master, inherited by every zygote and worker:
 #
-#     Board head | finished bitmap | waiting bitmap | Slot x cores | log ring x cores
+#     Board head | finished bitmap | waiting bitmap | door bitmap | Slot x cores | Held x 512 x cores | log ring x cores
 #
 # How many cores there are is told outside of it, since an application that scribbles over the head would otherwise keep
 # every later worker from starting.
@@ -47,7 +47,18 @@
 #     wanted      so many cores are to report instead of pulling: as many as requests wait in the master's queue. A core
 #                 that waits looks at it after it has set its bit, the master looks at the bits after it has set `wanted`:
 #                 Dekker's handshake once more.
+#     door        a core's bit: it waits at the listening sockets, too, not only at its channel and at what it holds.
 #     quiet       1 while the master has nothing to watch over. The first core that has pulled a request then rings.
+#
+# Held connections. After an answer over HTTP, a core that pulls *holds* the connection: it waits for the next request itself, beside the
+# master, which has a descriptor of its own. Each has a place in the core's table, and who may read is what stands there:
+#
+#     FREE -core-> CORE <-core-> BUSY     the core waits for the next request, or serves it
+#                  CORE -master-> TAKEN   the master has it now (it waited while the core was busy, or it is to end);
+#                                         the core lets its descriptor go when it notices, and makes the place FREE
+#                  CORE, BUSY -core-> BACK   the core gives it back, with MESSAGE_BACK; the master makes the place FREE
+#
+# Both leave CORE by compare-and-swap only, so that exactly one of them reads a request.
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -77,8 +88,11 @@ cdef extern from * nogil:
         uint32_t arrangements;         /* times that a core has joined those at the listening sockets */
         uint32_t passed_on;            /* connections that a core was woken for when it had been claimed; who is about to
                                           wait looks at it as at `wanted` */
+        uint32_t keeps;                /* 1: HTTP connections may go on after an answer; the master writes */
+        uint32_t closing;              /* 1: no HTTP connection goes on after its answer; the master writes */
         LINE uint64_t requests;        /* of all workers, for the request line */
-        uint64_t last_id;              /* of a request; counts what was accepted */
+        uint64_t last_id;              /* of a request; counts what was accepted, and: */
+        uint64_t again;                /* requests on held connections */
     } BoardHead;
 
     typedef struct {
@@ -121,6 +135,7 @@ cdef extern from * nogil:
     #define OUTCOME_LINGER 1u          /* request bytes may be outstanding: read and discard before closing */
     #define OUTCOME_CUT    2u          /* the answer is incomplete: close at once, so that the client sees it */
     #define OUTCOME_COMPLETE 4u        /* while it runs: the whole answer is out, only the application still does something */
+    #define OUTCOME_KEPT   8u          /* an HTTP connection that goes on: its next request is the master's to read */
 
     /* On a channel, master to worker and back. A message is a MessageHead, the variable block, body bytes. */
     typedef struct {
@@ -145,9 +160,41 @@ cdef extern from * nogil:
                                           read, the number of the listener as `seq` */
     #define MESSAGE_ANSWERED 9         /* worker to master: a connection that it has answered and half-closed; drain it */
 
+    #define MESSAGE_KEPT 10            /* worker to master: a connection that it accepted, answered, and that goes on; the bytes
+                                          that came after the request, the number of the listener as `seq` */
+
+    #define MESSAGE_HELD 11            /* worker to master: the connection of the request `seq` goes on; the core holds it at the
+                                          place `content_length`, or has none for it */
+    #define MESSAGE_BACK 12            /* worker to master: the connection at the place `seq` is the master's again; what is to
+                                          be done with it as `flags`, bytes that came */
+    #define BACK_READ    0
+    #define BACK_LINGER  1
+    #define BACK_CLOSE   2
+
+    #define HELD_PER_CORE 512
+    #define HELD_NOWHERE  -1           /* as a place */
+    typedef struct {
+        uint64_t state;
+        uint64_t since_ns;             /* CLOCK_MONOTONIC of the last answer; the core writes */
+    } Held;
+    enum { HELD_FREE, HELD_CORE, HELD_BUSY, HELD_TAKEN, HELD_BACK };
+    static int change_held(Held *held, uint64_t from, uint64_t to) {
+        return __atomic_compare_exchange_n(&held->state, &from, to, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+    }
+
     #define FLAG_TRUSTED 1             /* the peer may set X-Forwarded-Proto */
-    #define FLAG_HTTP    2             /* the client speaks HTTP: one response, then Connection: close */
+    #define FLAG_HTTP    2             /* the client speaks HTTP */
     #define FLAG_PULLED  4             /* the core has accepted it: nobody else holds the descriptor */
+    #define FLAG_KEEPS   8             /* HTTP: the connection may go on after the answer */
+    #define FLAG_OLD    16             /* HTTP/1.0: the client knows no chunks */
+    #define FLAG_CHUNKED 32            /* the body is chunked, and what came along with the head isn't decoded */
+    #define FLAG_TELLS 1024            /* the core says with MESSAGE_HELD that the connection goes on, and pulls */
+    #define FLAG_HOLDS 128             /* it may also hold it */
+    #define FLAG_HELD  256             /* it does */
+    #define FLAG_EXPECTS 64            /* say 100 Continue when the application reads the body */
+
+    /* The listening sockets of a worker: what stands in MESSAGE_LISTENERS, for each descriptor. */
+    typedef struct { uint8_t number, http; } PulledSocket;
 
     /* 64 KiB of variables and a first piece of the body; below the channel's send buffer. */
     #define MESSAGE_MAX_BYTES (sizeof(MessageHead) + 65536u + 16384u)
@@ -211,14 +258,21 @@ cdef extern from * nogil:
     #define leading_zeros(x)     __builtin_clzll(x)
 
     static size_t bitmap_bytes(size_t cores) { return (cores + 511) / 512 * 64; }  /* whole cache lines */
-    static size_t slots_offset(size_t cores) { return sizeof(BoardHead) + 2 * bitmap_bytes(cores); }
+    static size_t slots_offset(size_t cores) { return sizeof(BoardHead) + 3 * bitmap_bytes(cores); }
+    static size_t held_offset(size_t cores) { return slots_offset(cores) + cores * sizeof(Slot); }
     static size_t rings_offset(size_t cores) {
-        return (slots_offset(cores) + cores * sizeof(Slot) + 4095) & ~(size_t)4095;
+        return (held_offset(cores) + cores * HELD_PER_CORE * sizeof(Held) + 4095) & ~(size_t)4095;
     }
     static size_t board_size(size_t cores) { return rings_offset(cores) + cores * RING_BYTES; }
     static uint64_t *board_finished(BoardHead *board) { return (uint64_t *)(board + 1); }
     static uint64_t *board_waiting(BoardHead *board, size_t cores) {
         return (uint64_t *)((char *)(board + 1) + bitmap_bytes(cores));
+    }
+    static uint64_t *board_door(BoardHead *board, size_t cores) {
+        return (uint64_t *)((char *)(board + 1) + 2 * bitmap_bytes(cores));
+    }
+    static Held *board_held(BoardHead *board, size_t cores, size_t core) {
+        return (Held *)((char *)board + held_offset(cores)) + core * HELD_PER_CORE;
     }
     /* The core's bit, which is set in a bitmap, is cleared; whether it was set. */
     static int clear_bit(uint64_t *bitmap, int core) {
@@ -229,6 +283,13 @@ cdef extern from * nogil:
     static unsigned count_bits(uint64_t *bitmap, int cores) {
         unsigned n = 0;
         for (int word = 0; word < (cores + 63) / 64; word++) n += (unsigned)population(load_acquire(&bitmap[word]));
+        return n;
+    }
+    /* Of the cores that wait, those at the door. */
+    static unsigned count_at_door(uint64_t *waiting, uint64_t *door, int cores) {
+        unsigned n = 0;
+        for (int word = 0; word < (cores + 63) / 64; word++)
+            n += (unsigned)population(load_acquire(&waiting[word]) & load_acquire(&door[word]));
         return n;
     }
     static Slot *board_slots(BoardHead *board, size_t cores) {
@@ -289,9 +350,12 @@ cdef extern from * nogil:
     }
     """
     ctypedef struct BoardHead:
-        uint32_t ring, quiet, waiters, arrangements, passed_on
+        uint32_t ring, quiet, waiters, arrangements, keeps, closing, passed_on
         int32_t wanted
-        uint64_t requests, last_id
+        uint64_t requests, last_id, again
+
+    ctypedef struct Held:
+        uint64_t state, since_ns
 
     ctypedef struct Slot:
         uint64_t taken, sent, done
@@ -315,6 +379,9 @@ cdef extern from * nogil:
         uint32_t body_bytes
         uint8_t modifier1
 
+    ctypedef struct PulledSocket:
+        uint8_t number, http
+
     enum:
         BOARD_MAX_CORES
         RING_BYTES
@@ -323,6 +390,7 @@ cdef extern from * nogil:
         OUTCOME_LINGER
         OUTCOME_CUT
         OUTCOME_COMPLETE
+        OUTCOME_KEPT
         MESSAGE_REQUEST
         MESSAGE_NOP
         MESSAGE_RETIRE
@@ -332,9 +400,29 @@ cdef extern from * nogil:
         MESSAGE_LISTENERS
         MESSAGE_HANDED
         MESSAGE_ANSWERED
+        MESSAGE_KEPT
+        MESSAGE_HELD
+        MESSAGE_BACK
+        BACK_READ
+        BACK_LINGER
+        BACK_CLOSE
+        HELD_PER_CORE
+        HELD_NOWHERE
+        HELD_FREE
+        HELD_CORE
+        HELD_BUSY
+        HELD_TAKEN
+        HELD_BACK
+        FLAG_TELLS
+        FLAG_HOLDS
+        FLAG_HELD
         FLAG_TRUSTED
         FLAG_HTTP
         FLAG_PULLED
+        FLAG_KEEPS
+        FLAG_OLD
+        FLAG_CHUNKED
+        FLAG_EXPECTS
         MESSAGE_MAX_BYTES
         ANSWER_BYTES
 
@@ -342,6 +430,7 @@ cdef extern from * nogil:
     int SIGNAL_STUCK
     int SIGNAL_DUMP
     uint64_t now_ns()
+    char *put_words(char *at, const char *words)
     size_t write_answer(char *to, int status, const char *reason, uint64_t id, int bodyless)
     uint64_t load_acquire(uint64_t *p)
     void store_release(uint64_t *p, uint64_t value)
@@ -362,6 +451,10 @@ cdef extern from * nogil:
     uint32_t load_seq_u32 "load_seq"(uint32_t *p)
     uint64_t *board_finished(BoardHead *board)
     uint64_t *board_waiting(BoardHead *board, size_t cores)
+    uint64_t *board_door(BoardHead *board, size_t cores)
+    Held *board_held(BoardHead *board, size_t cores, size_t core)
+    bint change_held(Held *held, uint64_t before, uint64_t after)
+    unsigned count_at_door(uint64_t *waiting, uint64_t *door, int cores)
     bint clear_bit(uint64_t *bitmap, int core)
     void set_bit(uint64_t *bitmap, int core)
     unsigned count_bits(uint64_t *bitmap, int cores)

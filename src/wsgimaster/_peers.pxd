@@ -5,6 +5,7 @@
 
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
+from libc.stdint cimport uint16_t
 from libc.string cimport memcpy
 
 cdef extern from * nogil:
@@ -45,6 +46,14 @@ cdef extern from * nogil:
         static const unsigned char mapped[12] = { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff }, one[16] = { [15] = 1 };
         return !memcmp(address, one, 16) || (!memcmp(address, mapped, 12) && address[12] == 127);
     }
+    static uint16_t port_of(const SocketName *name) {  /* it stands in the same place for IPv4 and IPv6 */
+        return name->any.sa_family == AF_UNIX ? 0 : ntohs(name->v4.sin_port);
+    }
+    static uint16_t own_port(int fd) {
+        SocketName name;
+        socklen_t size = sizeof name;
+        return getsockname(fd, &name.any, &size) < 0 ? 0 : port_of(&name);
+    }
     /* Of a uwsgi client. */
     static Trust uwsgi_peer(const Peers *peers, const SocketName *name) {
         unsigned char address[16];
@@ -61,7 +70,9 @@ cdef extern from * nogil:
     }
     """
     struct sockaddr:
-        pass
+        unsigned short sa_family
+    enum:
+        AF_UNIX
     ctypedef unsigned int socklen_t
     ctypedef union SocketName:
         sockaddr any
@@ -77,6 +88,9 @@ cdef extern from * nogil:
         TRUSTED
         REFUSED
     int accept4(int listener, sockaddr *name, socklen_t *size, int flags)
+    int address_bytes(const SocketName *name, unsigned char *out)
+    uint16_t port_of(const SocketName *name)
+    uint16_t own_port(int fd)
     Trust uwsgi_peer(const Peers *peers, const SocketName *name)
     Trust http_peer(const Peers *peers, const SocketName *name)
 

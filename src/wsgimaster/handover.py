@@ -31,7 +31,8 @@ from wsgimaster.settings import Address, Daemon, Settings
 VARIABLE = "WSGIMASTER_HANDOVER"  # in the new program's environment: PROOF or RESUME, and the numbers of memfds
 PROOF, RESUME = "proof", "resume"
 Text = str  # bytes, each as one character (latin-1)
-Client = tuple[int, int, int, bool, int, int, int, int, int]  # _front.Front.hand_over_clients; the last: bytes it said
+# _front.Front.hand_over_clients; the last two: bytes that it said of next requests, and altogether
+Client = tuple[int, int, int, bool, int, int, int, int, int, int, bool, bool, int, int, int, int]
 Core = tuple[int, int, int, int, int, int, int, int, int, int, Text, int, bool, bool]  # hand_over_cores
 FORMAT: Literal[1] = 1  # of the frame
 

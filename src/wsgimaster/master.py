@@ -25,7 +25,6 @@ from wsgimaster import (
     autoreload,
     events,
     harakiri,
-    http1,
     lifecycle,
     machine,
     messages,
@@ -150,7 +149,7 @@ class Master:
             allow_from=[prefix_of(network) for network in settings.sockets.allow_from],
             forwarded_allow=[prefix_of(network) for network in settings.sockets.forwarded_allow],
             events=self,
-            read_http_head=http1.read_head,
+            keepalive=settings.sockets.http_keepalive,
             taken_over=running is not None,
         )
         self.overseer = Overseer(settings)
@@ -205,7 +204,10 @@ class Master:
         sys.unraisablehook = self._report_unraisable
         for listener in self.listeners:
             self.front.add_listener(
-                listener.socket.fileno(), listener.address.name, http=listener.http, local=listener.local
+                listener.socket.fileno(),
+                listener.address.name,
+                http=listener.http,
+                local=listener.local,
             )
         self.loop.add_reader(self.front.epoll_fd, self.front.on_ready)
         self.loop.call_later(HOUSEKEEPING, self._housekeep)
@@ -343,6 +345,7 @@ class Master:
             self.stop(why, fast=self.overseer.stopping is not lifecycle.Stopping.NO)
             return
         self.draining = True
+        self.front.announce_end()
         self.notifier.stopping()
         self.log.say(f"{why}not ready any more; stopping in {delay:g} s (drain-delay)")
         self.loop.call_later(delay, self._drained)
@@ -805,6 +808,7 @@ class Master:
                 self.log.say(f"{listener.address.name} can't be closed for new connections first: {error.strerror}")
         self.closing = set(range(len(self.listeners)))
         self._accept_rest()
+        self.front.end_connections()
 
     def _accept_rest(self) -> None:
         """What was queued at the door; again and again if there is no descriptor for all of it."""

@@ -60,6 +60,7 @@ class Sockets(Section):
     queue_timeout: Annotated[float, Field(ge=0)] = 0.0  # seconds that a request may wait for a worker; 0: for ever
     allow_from: tuple[Network, ...] = ()
     forwarded_allow: tuple[Network, ...] = ()
+    http_keepalive: Annotated[float, Field(ge=0)] = 75.0  # seconds between two requests; 0: one per connection
     vacuum: bool = False
 
 

@@ -291,6 +291,7 @@ def base_environ(plan: dict[str, Any], core: int) -> dict[str, Any]:
         "wsgi.version": (1, 0),
         "wsgi.errors": sys.stderr,
         "wsgi.multithread": plan["threads"] > 1,
+        "wsgi.input_terminated": True,  # wsgi.input ends where the body does, whatever CONTENT_LENGTH says
         "wsgi.multiprocess": plan["processes"] > 1,
         "wsgi.run_once": False,
         "wsgi.file_wrapper": _serve.FileWrapper,

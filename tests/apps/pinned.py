@@ -6,7 +6,7 @@ import sys
 
 import pydantic
 
-OURS = ("uvloop", "psutil", "httptools", "pydantic_core")
+OURS = ("uvloop", "psutil", "pydantic_core")
 
 
 class Model(pydantic.BaseModel):

@@ -186,6 +186,24 @@ def interleaved(environ, start_response):
 
 
 @route
+def interleaved_late(environ, start_response):
+    """Answer, then read."""
+    start_response("200 OK", PLAIN)
+    yield b"first"
+    yield b"<" + environ["wsgi.input"].read(3) + b">"
+
+
+@route
+def forgiving(environ, start_response):
+    """Answer although the body can't be read."""
+    try:
+        environ["wsgi.input"].read()
+    except OSError:
+        return answer(start_response, "forgiven")
+    return answer(start_response, "read")
+
+
+@route
 def read_failure(environ, start_response):
     """Read the body; what goes wrong is noted in the log."""
     try:

@@ -20,6 +20,7 @@ TIMEOUT = 60.0  # ends a hang
 
 
 class End(StrEnum):
+    OPEN = "open"
     EOF = "eof"
     RESET = "reset"
 
@@ -80,6 +81,17 @@ class Answer:
     @property
     def text(self) -> str:
         return self.content.decode("utf-8")
+
+
+def end_of_chunks(body: bytes) -> int:
+    """Where a chunked body without trailers ends; -1: later."""
+    at = 0
+    while (end := body.find(b"\r\n", at)) >= 0:
+        size = int(body[at:end], 16)
+        at = end + 2 + size + 2
+        if size == 0:
+            return at if len(body) >= at else -1
+    return -1
 
 
 def to_bytes(text: Text) -> bytes:
@@ -177,6 +189,26 @@ class Connection:
         except (ConnectionResetError, BrokenPipeError):
             return Answer(b"".join(parts), End.RESET)
         return Answer(b"".join(parts), End.EOF)
+
+    def next_answer(self, begun: bytes = b"", *, bodyless: bool = False) -> tuple[Answer, bytes]:
+        """One answer of a connection that goes on, by its length or chunks; and what came after it."""
+        data = begun
+        while b"\r\n\r\n" not in data:
+            piece = self.receive()
+            assert piece, f"the connection ended within a head: {data!r}"
+            data += piece
+        head, _, rest = data.partition(b"\r\n\r\n")
+        answer = Answer(head + b"\r\n\r\n", End.OPEN)
+        if bodyless or answer.status in (204, 304):
+            return answer, rest
+        length = answer.header("Content-Length")
+        chunked = answer.header("Transfer-Encoding") == "chunked"
+        assert chunked or length is not None, f"nothing says how long the body is: {head!r}"
+        while (end := end_of_chunks(rest) if chunked else int(length or 0)) < 0 or len(rest) < end:
+            piece = self.receive(1 << 20)
+            assert piece, f"the connection ended within a body: {head!r} {rest[-100:]!r}"
+            rest += piece
+        return Answer(answer.raw + rest[:end], End.OPEN), rest[end:]
 
     def reset(self) -> None:
         """Go away without a goodbye."""

@@ -152,7 +152,7 @@ class Bench:
             allow_from=(),
             forwarded_allow=(),
             events=self.events,
-            read_http_head=None,
+            keepalive=75.0,
         )
         listeners = []
         for name in ["http.sock"] * http + list(names):
@@ -236,8 +236,8 @@ class Bench:
 
     @property
     def _waiting_at(self):
-        """The second of two bitmaps that stand between the board's head and its slots."""
-        return (board_slots_offset(0) + board_slots_offset(self.cores)) // 2
+        """The second of three bitmaps that stand between the board's head and its slots."""
+        return (2 * board_slots_offset(0) + board_slots_offset(self.cores)) // 3
 
     def wanted(self):
         """How many cores are to report instead of pulling."""

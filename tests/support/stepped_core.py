@@ -59,7 +59,7 @@ class SteppedCore:
         self.calls = CallsOf(descriptor)
         self.calls.until("recvmsg")  # it has said READY
         self.channel.recv(100)
-        head = message(LISTENERS, number=NUMBER) + bytes(MOST_PULLED)
+        head = message(LISTENERS, number=NUMBER) + bytes(2 * MOST_PULLED)
         socket.send_fds(self.channel, [head], [self.listener.fileno()])
         self.calls.until("poll")
 
@@ -73,7 +73,7 @@ class SteppedCore:
 
     @property
     def _waiting_at(self) -> int:
-        return (board_slots_offset(0) + board_slots_offset(1)) // 2
+        return (2 * board_slots_offset(0) + board_slots_offset(1)) // 3
 
     def want(self) -> None:
         """The master wants one core to report."""

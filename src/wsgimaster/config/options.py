@@ -25,6 +25,7 @@ class Kind(StrEnum):
     MILLISECONDS = "milliseconds"
     OCTAL = "octal"
     MODE = "mode"  # three octal digits
+    KEEPALIVE = "seconds, or on or off"
     TEXT = "text"
     SPACED = "text and a space"
     FILE = "file name"
@@ -303,13 +304,16 @@ TABLE: dict[str, tuple[Option, ...]] = {
     later("http-timeout", INT, "seconds without traffic that end an HTTP connection", default="60"),
     later("http-headers-timeout", INT, "seconds for the head of an HTTP request"),
     later("http-connect-timeout", INT, "seconds to reach a backend"),
-    later("http-manage-expect", U64, "answer Expect: 100-continue, up to so many bytes", argument=OPTIONAL),
-    later("http-keepalive", INT, "keep HTTP connections open, so many seconds", argument=OPTIONAL),
-    later("http-auto-chunked", FLAG, "send responses without a length in chunks"),
+    always("http-manage-expect", U64, "answer Expect: 100-continue", "it is answered when the body is read",
+           argument=OPTIONAL),
+    upgraded("http-keepalive", Kind.KEEPALIVE, "sockets.http_keepalive",
+             "seconds that an HTTP connection may wait for its next request; 0: one request each", argument=OPTIONAL,
+             default="75"),
+    always("http-auto-chunked", FLAG, "send responses without a length in chunks", "all HTTP/1.1 clients get them"),
     later("http-auto-gzip", FLAG, "compress responses that ask for it"),
     later("http-raw-body", FLAG, "hand on bodies uncounted"),
     later("http-websockets", FLAG, "hand on websockets"),
-    later("http-chunked-input", FLAG, "hand on chunked requests"),
+    always("http-chunked-input", FLAG, "hand on chunked requests", "wsgi.input gives their bodies, decoded"),
     later("http-quiet", FLAG, "don't log failed backends", argument=REQUIRED),
     later("http-cheap", FLAG, "start the router when somebody needs it"),
     later("http-stats http-stats-server http-ss", TEXT, "address of the router's figures"),

@@ -20,6 +20,7 @@ from wsgimaster.settings import Network, Protocol
 
 INLINE_COMMENT = re.compile(r"(?:^|[ \t])[;#]")
 LOOKS_OFF = re.compile(r"(?i)(?:false|off|no|0+|none|null|disabled?|never|n|f)\b")
+USUAL_KEEPALIVE = 75
 LOOKS_ON = ("true", "1", "yes", "on")
 # A C int, and so many MiB that their bytes fit a resource limit; the others are 64 bits wide.
 LARGEST = {Kind.INT: 2**31 - 1, Kind.SIGNED: 2**31 - 1, Kind.MEGABYTES: 2**43 - 1}
@@ -135,6 +136,12 @@ def read_sockets(option: Option, text: str | None, context: Context) -> Read:
         protocol = Protocol.UWSGI
     address, note = parse_address(text or "", protocol, context.abstract)
     return (address,), note
+
+
+def read_keepalive(option: Option, text: str | None, _: Context) -> Read:
+    """Read seconds, or a switch: as for uWSGI, on or 1 is the usual time."""
+    number, note = loose_number(option.kind, text) if (text or "")[:1].isdigit() else (int(is_on(text)), "")
+    return (USUAL_KEEPALIVE if number == 1 else number), note
 
 
 def read_networks(_: Option, text: str | None, __: Context) -> Read:
@@ -262,6 +269,7 @@ READERS: dict[Kind, Callable[[Option, str | None, Context], Read]] = {
     Kind.MILLISECONDS: read_milliseconds,
     Kind.OCTAL: read_octal,
     Kind.MODE: read_mode,
+    Kind.KEEPALIVE: read_keepalive,
     Kind.TEXT: read_text,
     Kind.SPACED: read_spaced,
     Kind.FILE: read_file_name,
