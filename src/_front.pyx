@@ -1576,6 +1576,18 @@ cdef class Front:
             self.stop_pulling()
         if self.queue.length and (any or self.pull):  # a core may have begun to wait since; then we have rung ourselves
             self.pump()
+        if any and self.held_count:
+            self.take_from_parked()
+        return 0
+
+    cdef int take_from_parked(self) except -1:
+        """A core that has reported, and for which there was nothing to do, doesn't look at what it holds."""
+        cdef int core, place, fd
+        for core in range(self.core_count):
+            for place in range(HELD_PER_CORE if self.cores[core].state == IDLE and self.cores[core].held_count else 0):
+                fd = self.cores[core].held[place]
+                if fd >= 0 and self.take_from_core(fd):
+                    self.go_on(fd)
         return 0
 
     cdef int finish(self, int core) except -1:

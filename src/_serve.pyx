@@ -1071,6 +1071,8 @@ cdef class Core:
                 self.say(MESSAGE_RETURNED, message.seq)
                 continue
             self.slot.awake = 1
+            if self.held_count:
+                self.let_taken_go()
             seq = message.seq
             if message.kind == MESSAGE_REQUEST:
                 self.serve_one(message, fds[0], seq)
@@ -1416,6 +1418,14 @@ cdef class Core:
             close(fd)
             self.held_count -= 1
 
+    cdef void let_taken_go(self):
+        """What the master has taken while this core was parked."""
+        cdef int place
+        for place in range(HELD_PER_CORE):
+            if load_seq(&self.held[place].state) == HELD_TAKEN:
+                self.let_go(place)
+                store_seq_u64(&self.held[place].state, HELD_FREE)
+
     cdef void unhold(self, int place):
         """As if it never had been held. The descriptor stays open."""
         epoll_ctl(self.sockets.polled[HOLDING].fd, EPOLL_CTL_DEL, self.sockets.held[place], NULL)
@@ -1430,7 +1440,7 @@ cdef class Core:
         self.hand_over(MESSAGE_BACK, -1, place, 0, self.raw + self.next_at, have, what)
 
     cdef void give_all_back(self):
-        """A core that is parked watches nothing."""
+        """Before this core leaves, or because descriptors are short."""
         cdef int place
         if not self.held_count:
             return
@@ -1555,7 +1565,6 @@ cdef class Core:
     cdef void say_idle(self, uint64_t seq):
         """Free, and about to be parked: tell the master, and wake it only if it asked for that or has something to do."""
         self.leave_sockets()
-        self.give_all_back()
         store_release(&self.slot.done, seq)
         set_bit(self.finished_bits, self.index)
         if self.slot.outcome & (OUTCOME_LINGER | OUTCOME_CUT):
