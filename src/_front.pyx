@@ -2620,11 +2620,6 @@ cdef class Front:
         return self.heads.length
 
     @property
-    def keeping(self):
-        """HTTP connections that wait for their next request."""
-        return self.kept.length + self.held_count
-
-    @property
     def in_progress(self):
         """Requests that a core has."""
         cdef int core

@@ -44,7 +44,7 @@ from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.errno cimport (EAGAIN, EBADF, ECONNRESET, EINTR, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSYS, ENOTSOCK,
                          EOPNOTSUPP, EPIPE, ETIMEDOUT, ETOOMANYREFS, errno)
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memchr, memcmp, memcpy, memset, strlen
+from libc.string cimport memchr, memcmp, memcpy, memset
 
 from wsgimaster._http1 cimport *
 from wsgimaster._kernel cimport client_left

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import signal
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -583,12 +582,3 @@ def test_connections_that_are_reset(server: Server) -> None:
         connection.reset()
     wait_until(lambda: master.num_fds() <= before + 1, message="the master has closed them")
     assert http(server.addresses[0], "/hello").body == b"hello"
-
-
-def test_delayed_acknowledgements_are_not_waited_for(server: Server) -> None:
-    """Nagle's algorithm is off for TCP clients."""
-    with Connection(server.addresses[0]) as connection:
-        connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
-        for _ in range(3):
-            connection.send(GET % b"/generator?count=2")
-            connection.next_answer()
