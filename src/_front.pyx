@@ -15,12 +15,16 @@ A connection is an entry of a table indexed by its descriptor, and is in exactly
     LINGER    answered and half-closed; read and discarded until the client closes, in the list `lingerers`
     KEPT      HTTP, between two requests; watched, in the list `kept`
     HELD      the same, but a core waits for the next request (_layout.pxd); in the epoll `shelf`
+    BODY      HTTP at a socket that buffers: the head is complete, the body isn't; in the list `bodies`
+    RELAY     HTTP: the client takes its answer slowly, so the core writes it to us; in the list `relays`
 
     accept -> HEAD -> RUNNING -> closed          the usual way; HEAD is not even entered when the head is there
                    -> QUEUED -> RUNNING
                              -> LINGER -> closed  an unread body, an answer of our own
                              -> KEPT -> HEAD ...  an HTTP connection that goes on
                              -> HELD -> KEPT      and the core gives it back, or doesn't come and we take it
+                             -> RELAY -> KEPT     a slow reader
+           -> HEAD -> BODY -> RUNNING             an upload
 
 Ways to part with a client:
 
@@ -69,7 +73,7 @@ from cpython.bytes cimport PyBytes_FromStringAndSize, PyBytes_AS_STRING, PyBytes
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from libc.errno cimport EAGAIN, EINTR, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, ETOOMANYREFS, errno
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy, memset, strerror
+from libc.string cimport memcmp, memcpy, memmove, memset, strerror
 
 from wsgimaster._http1 cimport *
 from wsgimaster._kernel cimport *
@@ -80,8 +84,10 @@ from wsgimaster._proto cimport (COMPLETE, NEED_MORE, PLAIN_HTTP, TLS_HELLO, Fact
 
 cdef extern from * nogil:
     """
+    #include <errno.h>
     #include <poll.h>
     #include <string.h>
+    #include <sys/mman.h>
     #include <sys/syscall.h>
     #include <sys/epoll.h>
     #include <sys/socket.h>
@@ -100,6 +106,15 @@ cdef extern from * nogil:
         uint64_t times;
         ssize_t ignored = read(fd, &times, sizeof times);
         (void)ignored;
+    }
+
+    static int write_all(int fd, const void *bytes, size_t size) {
+        while (size) {
+            ssize_t n = write(fd, bytes, size);
+            if (n < 0 && errno != EINTR) return 0;
+            if (n > 0) { bytes = (const char *)bytes + n; size -= (size_t)n; }
+        }
+        return 1;
     }
 
     static int is_readable(int fd) {
@@ -126,6 +141,8 @@ cdef extern from * nogil:
     bint is_readable(int fd)
     void read_timer(int fd)
     int signal_thread(int pid, int tid, int number)
+    int memfd_create(const char *name, unsigned int flags)
+    bint write_all(int fd, const void *bytes, size_t size)
     void *memmem(const void *haystack, size_t size, const void *needle, size_t needle_size)
     enum:
         EPOLL_CLOEXEC
@@ -135,7 +152,9 @@ cdef extern from * nogil:
         EPOLLIN
         EPOLLET
         EPOLLEXCLUSIVE
+        EPOLLOUT
         EPOLLRDHUP
+        MFD_CLOEXEC
         SHUT_RDWR
         SHUT_WR
         SOCK_NONBLOCK
@@ -171,6 +190,7 @@ cdef enum Watched:  # what an epoll entry stands for; the upper byte of its data
     DOORBELL = 4
     TIMER = 5
     SHELF = 6
+    SOURCE = 7             # of a RELAY
 
 cdef enum State:  # this and CoreState are handed over to other versions: numbers stay (handover.FORMAT)
     CLOSED = 0
@@ -180,6 +200,8 @@ cdef enum State:  # this and CoreState are handed over to other versions: number
     LINGER = 4
     KEPT = 5
     HELD = 6
+    BODY = 7
+    RELAY = 8
 
 cdef enum Refusing:
     NOBODY = 0
@@ -207,12 +229,22 @@ ctypedef struct Connection:
     uint8_t trusted
     uint8_t came           # QUEUED, RUNNING: there may be more to read
     uint8_t unfinished     # more of the request's body is still to come, and the core's to read
-    uint8_t is_local
+    uint8_t proxied        # its PROXY header was read
+    uint16_t skipped       # bytes of it, at the beginning of `bytes`
+    uint8_t writing        # BODY: a thread writes a piece of it
+    uint8_t outcome        # RELAY: OUTCOME_*, or RELAY_RUNS
     uint16_t flags         # FLAG_*, of an HTTP request
-    uint16_t port          # the client's
-    unsigned char address[16]
+    HttpClient client
     uint32_t requests      # on this connection, before this one
-    int32_t holder, place  # HELD: the core, and the place in its table
+    int32_t holder, place  # HELD: the core, and the place in its table; RELAY: the core
+    int32_t spool          # the file with the body, from BODY until the answer, or -1
+    uint8_t on_disk        # it isn't in memory
+    uint64_t spooled       # bytes in it
+    Chunks chunks          # BODY: of a chunked one
+    int32_t source         # RELAY: the socket that the core writes the answer to, or -1 when it has ended
+    uint8_t source_watched
+    uint32_t sent          # RELAY: of `bytes`, the client has these
+    int64_t untaken        # RELAY: bytes in the kernel, as of the last look
     uint8_t lent           # a core holds it, or may still have its descriptor
     uint16_t generation    # tells a stale epoll event from one of the descriptor's next life
     int32_t previous, next # in the list of its state
@@ -264,6 +296,7 @@ ctypedef struct Process:
 ctypedef struct Listener:
     int32_t fd
     uint8_t http
+    uint8_t buffers         # HTTP: bodies, before a core gets the request
     uint8_t local           # unix or abstract
     uint16_t port
     uint8_t open
@@ -286,6 +319,9 @@ cdef enum:
     MAX_BUFFERED = 64 << 20       # bytes of incomplete heads, over all connections
     MAX_QUEUED = 64 << 20         # bytes of waiting requests
     DISCARD_READS = 16            # per event of a lingering client
+    BODY_READ = 262144            # bytes, of a body or an answer per event
+    RELAY_RUNS = 255              # as an outcome: the request isn't over
+    RELAY_ROOM = 65536            # what a relay's buffer begins with
     EVERYBODY = 1 << 30           # as `wanted`
     MOST_GIVEN_UP = 64            # kept connections that end when descriptors are short
     MOST_STALE = 64               # held connections that are taken from their cores at a time
@@ -354,7 +390,9 @@ cdef class Front:
     queue_timeout: seconds that they may wait there, 0 for ever. queue_wait: the seconds that `waits` will be asked
     about. pull: whether cores accept for themselves; most_waiting:
     how many idle ones wait for connections. taken_over: the scoreboard is another master's (take_up). allow_from, forwarded_allow: settings.prefix_of each network.
-    keepalive: seconds that an HTTP connection may wait for its next request, 0: none goes on. events: the master's object, see `Events` in _front.pyi.
+    keepalive: seconds that an HTTP connection may wait for its next request, 0: none goes on. http_buffer: bytes of a
+    body or an answer that are kept in memory, most_buffered: of all of them; http_timeout: seconds without progress in
+    either. proxied: HTTP connections of trusted peers begin with a PROXY header. events: the master's object, see `Events` in _front.pyi.
     """
 
     cdef BoardHead *board
@@ -378,7 +416,14 @@ cdef class Front:
     cdef Listener listeners[MAX_LISTENERS]
     cdef list names               # of the listeners
     cdef int listener_count
-    cdef Chain heads, queue, lingerers, kept
+    cdef Chain heads, queue, lingerers, kept, bodies, relays
+    cdef size_t http_buffer       # bytes of a body or of an answer in memory
+    cdef size_t most_buffered     # of all of them
+    cdef size_t in_memory         # bytes of bodies and answers
+    cdef int writing              # pieces of bodies that threads write
+    cdef unsigned char *piece     # of a body, BODY_READ bytes; NULL until one comes
+    cdef uint64_t http_timeout_ns
+    cdef bint proxied             # HTTP connections of trusted peers begin with a PROXY header
     cdef int eager                # RUNNING connections with more to read
     cdef int shelf                # an epoll of the HELD ones
     cdef bint shelf_watched       # and we are woken when something comes on one of them
@@ -435,7 +480,8 @@ cdef class Front:
 
     def __cinit__(self, memory, int cores, int threads, int doorbell, *, int buffer_size, double timeout, int waiting_limit,
                   double queue_timeout, double queue_wait, bint even, bint pull, int most_waiting, allow_from,
-                  forwarded_allow, double keepalive, events, bint taken_over=False):
+                  forwarded_allow, double keepalive, size_t http_buffer, size_t most_buffered, double http_timeout,
+                  bint proxied, events, bint taken_over=False):
         cdef unsigned char[::1] view = memory
         self.memory = memory
         self.board = <BoardHead *>&view[0]
@@ -458,6 +504,9 @@ cdef class Front:
         self.board.waiters = <uint32_t>most_waiting
         self.events = events
         self.keepalive_ns = <uint64_t>(keepalive * 1e9)
+        self.http_buffer, self.most_buffered = http_buffer, most_buffered
+        self.http_timeout_ns = <uint64_t>(http_timeout * 1e9)
+        self.proxied = proxied
         self.names, self.parted = [], []
         self.cores = <Core *>PyMem_RawCalloc(cores, sizeof(Core))
         self.processes = <Process *>PyMem_RawCalloc(self.process_count, sizeof(Process))
@@ -481,6 +530,8 @@ cdef class Front:
         clear(&self.queue)
         clear(&self.lingerers)
         clear(&self.kept)
+        clear(&self.bodies)
+        clear(&self.relays)
         self.epoll = self.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
         if self.epoll < 0:
             raise OSError(errno, "epoll_create1")
@@ -513,6 +564,8 @@ cdef class Front:
         for fd in range(self.table_size):
             PyMem_RawFree(self.connections[fd].bytes)
             PyMem_RawFree(self.connections[fd].ahead)
+            if self.connections[fd].state != CLOSED:
+                self.forget_spool(&self.connections[fd])
         PyMem_RawFree(self.connections)
         for fd in range(self.core_count):
             PyMem_RawFree(self.cores[fd].kept)
@@ -524,6 +577,7 @@ cdef class Front:
         PyMem_RawFree(self.rank_last)
         PyMem_RawFree(self.scratch)
         PyMem_RawFree(self.packet)
+        PyMem_RawFree(self.piece)
         free_peers(&self.peers)
         for fd in (self.epoll, self.again, self.netlink, self.timer, self.shelf):
             if fd >= 0:
@@ -574,7 +628,7 @@ cdef class Front:
 
     cdef bint anything_open(self):
         return bool(self.running or self.came or self.queue.length or self.heads.length or self.lingerers.length
-                    or self.paused or self.asked)
+                    or self.bodies.length or self.relays.length or self.paused or self.asked)
 
     cdef bint anything_pulled(self):
         """Whether cores have accepted anything since the last tick, or are still in it. If not, who accepts next rings."""
@@ -734,6 +788,7 @@ cdef class Front:
             c.watched = False
         event.events, event.data.u64 = EPOLLIN, fd
         epoll_ctl(self.shelf, EPOLL_CTL_ADD, fd, &event)
+        self.forget_spool(c)
         c.state, c.holder, c.place, c.lent, c.since_ns = HELD, core, place, True, 0
         self.cores[core].held[place] = fd
         self.cores[core].held_count += 1
@@ -902,6 +957,10 @@ cdef class Front:
             if (number < self.table_size
                     and self.connections[number].generation == <uint16_t>((data >> 32) & 0xFFFF)):
                 self.client_says(number, what)
+        elif kind == SOURCE:
+            if (number < self.table_size and self.connections[number].state == RELAY
+                    and self.connections[number].generation == <uint16_t>((data >> 32) & 0xFFFF)):
+                self.read_source(number)
         elif kind == CHANNEL:
             self.read_channel(number)
         elif kind == TIMER:
@@ -916,6 +975,10 @@ cdef class Front:
         cdef Connection *c = &self.connections[fd]
         if c.state == LINGER:
             return self.discard(fd)
+        if c.state == BODY:
+            return self.read_body(fd)
+        if c.state == RELAY:
+            return self.send_relayed(fd)
         if c.state in (HEAD, KEPT):
             c.came |= (what & EPOLLRDHUP) != 0  # the end of what is to be read is still to come
             return self.read_head_of(fd)
@@ -945,22 +1008,29 @@ cdef class Front:
         cdef Connection *c = &self.connections[fd]
         if not c.watched:
             c.generation += 1
-            c.edge = self.listeners[c.listener].http and c.state != LINGER
+            c.edge = self.listeners[c.listener].http and c.state not in (LINGER, BODY, RELAY)
             self.watch(fd, CLIENT, (<uint64_t>c.generation << 32) | <uint64_t>fd,
-                       EPOLLIN | EPOLLRDHUP | EPOLLET if c.edge else EPOLLIN)
+                       EPOLLIN | EPOLLRDHUP | EPOLLET if c.edge else EPOLLOUT if c.state == RELAY else EPOLLIN)
             c.watched = True
         return 0
 
+    cdef void unwatch_client(self, int fd):
+        cdef Connection *c = &self.connections[fd]
+        if c.watched:
+            epoll_ctl(self.epoll, EPOLL_CTL_DEL, fd, NULL)
+            c.watched = False
+
     # ---- 1 accept ----
 
-    def add_listener(self, int fd, str name, *, bint http, bint local):
-        """Accept on this listening socket (non-blocking) from now on; returns its number."""
+    def add_listener(self, int fd, str name, *, bint http, bint local, bint buffers=False):
+        """Accept on this listening socket (non-blocking) from now on; returns its number. buffers: HTTP bodies, before a
+        core gets the request."""
         if self.listener_count == MAX_LISTENERS:
             raise ValueError(f"at most {MAX_LISTENERS} listening sockets")
         cdef int number = self.listener_count
         self.listeners[number].fd = fd
         self.listeners[number].http, self.listeners[number].local, self.listeners[number].open = http, local, True
-        self.listeners[number].port = own_port(fd)
+        self.listeners[number].buffers, self.listeners[number].port = buffers, own_port(fd)
         self.names.append(name)
         self.listener_count += 1
         if self.pull and self.shared_count < MOST_PULLED:
@@ -1054,8 +1124,9 @@ cdef class Front:
         """Whether this client may say anything here; sets what counts of it."""
         cdef Trust trust = http_peer(&self.peers, name) if self.listeners[number].http else uwsgi_peer(&self.peers, name)
         cdef Connection *c = &self.connections[fd]
-        c.trusted = trust == TRUSTED
-        c.is_local, c.port = not address_bytes(name, c.address), port_of(name)
+        c.trusted = c.client.trusted = trust == TRUSTED
+        c.client.is_local, c.client.port = not address_bytes(name, c.client.address), port_of(name)
+        c.client.own_port, c.client.buffers = self.listeners[number].port, self.listeners[number].buffers
         if trust == REFUSED:
             self.refuse(fd, 403, "its address is not in allow-from")
         return trust != REFUSED
@@ -1077,6 +1148,8 @@ cdef class Front:
         c.state, c.watched, c.bytes, c.have, c.room = CLOSED, False, NULL, 0, 0
         c.ahead, c.ahead_bytes, c.scanned, c.came, c.unfinished, c.edge = NULL, 0, 0, False, False, False
         c.flags, c.requests, c.holder, c.lent = 0, 0, -1, False
+        c.spool, c.source, c.writing, c.proxied, c.skipped = -1, -1, False, False, 0
+        memset(&c.client, 0, sizeof(HttpClient))
         c.previous = c.next = -1
         c.content_length = -1
         c.began_ns = c.since_ns = now_ns()
@@ -1186,11 +1259,21 @@ cdef class Front:
     cdef bint http_needs_more(self, int fd, unsigned char *bytes, size_t have) except -1:
         """An HTTP head becomes a packet like nginx's, so that workers know one format only (_http1.pyx)."""
         cdef Connection *c = &self.connections[fd]
-        cdef HttpClient client
         cdef HttpHead head
         cdef size_t scanned = c.scanned
         cdef const char *why = NULL
-        cdef int size = find_head_end(bytes, have, &scanned, &why)
+        cdef int size
+        if self.proxied and not c.proxied and c.client.trusted:
+            size = read_proxy_line(bytes, have, &c.client, &why)
+            if size == HEAD_HAS_ERROR:
+                self.refuse(fd, 400, why.decode())
+                return False
+            if size == HEAD_IS_INCOMPLETE:
+                return True
+            c.proxied, c.skipped = True, <uint16_t>size
+        bytes += c.skipped
+        have -= c.skipped
+        size = find_head_end(bytes, have, &scanned, &why)
         c.scanned = <uint32_t>scanned
         if size == HEAD_HAS_ERROR:
             self.refuse_head(fd, bytes, have, why)
@@ -1206,20 +1289,347 @@ cdef class Front:
         if have - size > FIRST_READ:  # only an application that writes to its channel sends that
             self.drop(fd)
             return False
-        c.scanned = 0
-        memcpy(client.address, c.address, 16)
-        client.is_local, client.port, client.secure = c.is_local, c.port, False
-        client.own_port = self.listeners[c.listener].port
-        if read_http_request(bytes, have, size, &client, self.packet, self.buffer_size, &head):
+        c.scanned = c.skipped = 0
+        if read_http_request(bytes, have, size, &c.client, &self.peers, self.packet, self.buffer_size, &head):
             self.refuse(fd, head.status, head.why.decode())
             return False
         c.content_length, c.flags = head.content_length, http_flags(&head)
         if self.keepalive_ns == 0:
             c.flags &= ~FLAG_KEEPS
         c.unfinished = head.chunked or head.content_length > <int64_t>head.body_bytes
+        if c.unfinished and c.client.buffers:
+            self.begin_body(fd, head.packet_bytes, head.body_bytes)
+            return False
         self.keep_ahead(c, bytes + head.taken, have - head.taken)
         self.admit(fd, self.packet, head.packet_bytes + head.body_bytes)
         return False
+
+    # ---- bodies, at sockets that buffer ----
+
+    cdef int begin_body(self, int fd, size_t packet_bytes, size_t have) except -1:
+        """Of this request, whose packet is in `packet` and `have` bytes of its body behind it, more is to come. A small body
+        stays behind the packet; a larger one gets a file, in memory up to `http-buffer`, else on disk (spooling.py)."""
+        cdef Connection *c = &self.connections[fd]
+        cdef size_t room = have
+        if c.state in (HEAD, KEPT):
+            self.unlink(fd)
+            c.state = CLOSED
+        self.forget_bytes(c)
+        memset(&c.chunks, 0, sizeof(Chunks))
+        if c.flags & FLAG_CHUNKED:  # it is sound as far as it has come
+            dechunk(&c.chunks, self.packet + packet_bytes, &have, self.packet + packet_bytes, &room)
+        if c.flags & FLAG_EXPECTS:
+            c.flags &= ~FLAG_EXPECTS
+            send(fd, b"HTTP/1.1 100 Continue\r\n\r\n", 25, MSG_DONTWAIT | MSG_NOSIGNAL)
+        self.unwatch_client(fd)
+        c.spool, c.spooled, c.on_disk = -1, 0, False
+        c.state, c.since_ns = BODY, now_ns()
+        self.keep(fd, self.packet, packet_bytes + room)
+        self.link(fd)
+        self.watch_client(fd)
+        while self.in_memory > 2 * self.most_buffered:  # packets alone: let the quietest go
+            self.refuse(self.bodies.first, 408, "too many incomplete bodies are waiting")
+        return 0
+
+    cdef int read_body(self, int fd) except -1:
+        """One piece of it."""
+        cdef Connection *c = &self.connections[fd]
+        cdef size_t want = BODY_READ, taken, room
+        cdef ssize_t n
+        if self.piece == NULL:
+            self.piece = <unsigned char *>PyMem_RawMalloc(BODY_READ)
+            if self.piece == NULL:
+                raise MemoryError
+        if not c.flags & FLAG_CHUNKED:
+            want = min(want, <size_t>(c.content_length - self.body_size(c)))
+        n = recv(fd, self.piece, want, MSG_DONTWAIT)
+        if n < 0 and errno in (EAGAIN, EINTR):
+            return 0
+        if n <= 0:
+            self.n_clients_gone += 1
+            return self.drop(fd)
+        taken = room = n
+        if c.flags & FLAG_CHUNKED and not dechunk(&c.chunks, self.piece, &taken, self.piece, &room):
+            return self.refuse(fd, 400, "its body is not chunked as its head says")
+        if taken < <size_t>n:  # dechunk has written before what it hasn't taken
+            self.keep_ahead(c, self.piece + taken, n - taken)
+        self.touch(fd)
+        return self.store_body(fd, room)
+
+    cdef void touch(self, int fd):
+        """It has made progress: to the end of its list."""
+        self.unlink(fd)
+        self.connections[fd].since_ns = now_ns()
+        self.link(fd)
+
+    cdef int64_t body_size(self, const Connection *c):
+        return c.spooled if c.spool >= 0 else c.have - packet_size(c.bytes)
+
+    cdef int store_body(self, int fd, size_t size) except -1:
+        """So many bytes of `piece`; then, if that was the end, to a core."""
+        cdef Connection *c = &self.connections[fd]
+        cdef size_t before = self.body_size(c), packet = packet_size(c.bytes)
+        cdef bint fits = before + size <= self.http_buffer and self.in_memory + size <= self.most_buffered
+        if c.spool < 0 and before + size <= FIRST_READ and fits:
+            self.count_bytes(c, -1)
+            self.append_bytes(c, self.piece, size)
+            self.count_bytes(c, 1)
+            return self.end_body(fd)
+        if c.spool < 0:
+            c.spool = memfd_create(b"wsgimaster-body", MFD_CLOEXEC)
+            if c.spool < 0 or not write_all(c.spool, c.bytes + packet, before):
+                return self.refuse_body(fd, strerror(errno).decode())
+            c.spooled, c.have = before, <uint32_t>packet
+            self.in_memory += before
+        if fits and not c.on_disk:
+            if not write_all(c.spool, self.piece, size):
+                return self.refuse_body(fd, strerror(errno).decode())
+            c.spooled += size
+            self.in_memory += size
+            return self.end_body(fd)
+        c.writing = True
+        self.writing += 1
+        self.unwatch_client(fd)
+        self.events.spool(fd, c.generation, c.spool, c.on_disk, PyBytes_FromStringAndSize(<char *>self.piece, size))
+        return 0
+
+    def spooled(self, int fd, int generation, int file, Py_ssize_t size, str error):
+        """A piece of a body, `size` bytes, was written to a file on disk, or why it wasn't (else ""). fd, generation: as they
+        were told; file: the body's from now on, a former one is closed. So is this one, if the client is gone."""
+        cdef Connection *c = &self.connections[fd]
+        self.writing -= 1
+        if c.generation != <uint16_t>generation or c.state != BODY:
+            close(file)
+            return
+        c.writing = False
+        if error:
+            self.refuse_body(fd, error)
+        else:
+            if not c.on_disk:
+                self.in_memory -= c.spooled
+            c.spool, c.on_disk = file, True
+            c.spooled += size
+            self.touch(fd)
+            self.watch_client(fd)
+            self.end_body(fd)
+        self.before_sleeping()
+
+    cdef int refuse_body(self, int fd, str why) except -1:
+        return self.refuse(fd, 413, f"its body fits neither into http-buffer nor into a file in TMPDIR ({why})")
+
+    cdef int end_body(self, int fd) except -1:
+        """If all of it is there."""
+        cdef Connection *c = &self.connections[fd]
+        cdef size_t packet = packet_size(c.bytes), size = self.body_size(c), more
+        cdef unsigned char *bytes
+        if not c.chunks.state == BODY_ENDED if c.flags & FLAG_CHUNKED else <int64_t>size < c.content_length:
+            return 0
+        self.unlink(fd)
+        c.state = CLOSED
+        self.unwatch_client(fd)
+        c.unfinished, c.came = False, True
+        if c.flags & FLAG_CHUNKED:
+            c.flags &= ~FLAG_CHUNKED
+            c.content_length = size
+            memcpy(self.packet, c.bytes, packet)
+            if not set_length(self.packet, self.buffer_size, size):
+                return self.refuse(fd, 431, "its variables take more bytes than buffer-size allows")
+            more = c.have - packet  # of the body, behind it
+            memcpy(self.packet + packet_size(self.packet), c.bytes + packet, more)
+            return self.admit(fd, self.packet, packet_size(self.packet) + more)
+        return self.admit(fd, c.bytes, c.have)
+
+    cdef int append_bytes(self, Connection *c, const unsigned char *bytes, size_t size) except -1:
+        cdef unsigned char *larger
+        if c.have + size > c.room:
+            larger = <unsigned char *>PyMem_RawRealloc(c.bytes, c.have + max(size, <size_t>c.have))
+            if larger == NULL:
+                raise MemoryError
+            c.bytes, c.room = larger, <uint32_t>(c.have + max(size, <size_t>c.have))
+        memcpy(c.bytes + c.have, bytes, size)
+        c.have += <uint32_t>size
+        return 0
+
+    cdef void forget_spool(self, Connection *c):
+        if c.spool >= 0 and not c.on_disk:
+            self.in_memory -= c.spooled
+        if c.spool >= 0 and not c.writing:  # else `spooled` closes it
+            close(c.spool)
+        if c.source >= 0:
+            close(c.source)
+        c.spool = c.source = -1
+        c.writing = c.on_disk = False
+
+    # ---- answers to clients that take them slowly ----
+
+    cdef int begin_relay(self, int core, const MessageHead *head, int source, int fd) except -1:
+        """The core writes the rest of its answer to this connection to `source`. It is in no list."""
+        cdef Connection *c = &self.connections[fd]
+        self.unwatch_client(fd)
+        self.forget_bytes(c)
+        self.forget_spool(c)
+        c.state, c.outcome, c.source, c.sent, c.holder, c.lent = RELAY, RELAY_RUNS, source, 0, core, True
+        c.id, c.since_ns, c.untaken = head.id, now_ns(), -1
+        self.link(fd)
+        self.watch_client(fd)
+        c.source_watched = False
+        return self.watch_source(fd, True)
+
+    cdef int read_source(self, int fd) except -1:
+        """What the core has written, as far as there is room."""
+        cdef Connection *c = &self.connections[fd]
+        cdef ssize_t n
+        if c.sent == c.have:
+            self.count_bytes(c, -1)
+            c.sent = c.have = 0
+            self.count_bytes(c, 1)
+        elif c.sent and c.have == c.room:
+            self.count_bytes(c, -1)
+            memmove(c.bytes, c.bytes + c.sent, c.have - c.sent)
+            c.have -= c.sent
+            c.sent = 0
+            self.count_bytes(c, 1)
+        if c.room == 0 or c.have == c.room < self.http_buffer and self.in_memory < self.most_buffered:
+            self.count_bytes(c, -1)
+            self.resize_bytes(c, max(<size_t>RELAY_ROOM, min(self.http_buffer, 2 * <size_t>c.room)))
+            self.count_bytes(c, 1)
+        if c.have == c.room:
+            return self.watch_source(fd, False)
+        n = recv(c.source, c.bytes + c.have, c.room - c.have, MSG_DONTWAIT)
+        if n < 0 and errno in (EAGAIN, EINTR):
+            return 0
+        if n > 0:
+            c.have += <uint32_t>n
+            self.watch_client(fd)
+            return 0
+        self.watch_source(fd, False)
+        close(c.source)
+        c.source = -1
+        if c.outcome == RELAY_RUNS:
+            self.hear_core(c.holder)
+        if self.connections[fd].state == RELAY and self.connections[fd].source < 0:
+            return self.send_relayed(fd)
+        return 0
+
+    cdef int hear_core(self, int core) except -1:
+        """All that it has said so far."""
+        cdef int i
+        for i in range(MOST_LEFT):
+            if self.cores[core].channel < 0 or self.read_channel(core) <= 0:
+                break
+        return 0
+
+    cdef int resize_bytes(self, Connection *c, size_t room) except -1:
+        cdef unsigned char *larger = <unsigned char *>PyMem_RawRealloc(c.bytes, room)
+        if larger == NULL:
+            raise MemoryError
+        c.bytes, c.room = larger, <uint32_t>room
+        return 0
+
+    cdef int watch_source(self, int fd, bint watched) except -1:
+        cdef Connection *c = &self.connections[fd]
+        if c.source < 0 or watched == c.source_watched:
+            return 0
+        c.source_watched = watched
+        if watched:
+            return self.watch(c.source, SOURCE, (<uint64_t>c.generation << 32) | <uint64_t>fd, EPOLLIN)
+        epoll_ctl(self.epoll, EPOLL_CTL_DEL, c.source, NULL)
+        return 0
+
+    cdef int send_relayed(self, int fd) except -1:
+        """What the client takes; and at the end, what becomes of the connection."""
+        cdef Connection *c = &self.connections[fd]
+        cdef ssize_t n = 0
+        if c.sent < c.have:
+            n = send(fd, c.bytes + c.sent, min(c.have - c.sent, <uint32_t>BODY_READ), MSG_DONTWAIT | MSG_NOSIGNAL)
+            if n < 0 and errno not in (EAGAIN, EINTR):
+                self.n_clients_gone += 1
+                return self.drop(fd)
+            if n > 0:
+                c.sent += <uint32_t>n
+                c.untaken = -1
+                self.touch(fd)
+        if c.sent == c.have or 2 * c.sent > c.room:  # there is room again
+            self.watch_source(fd, True)
+        if c.sent < c.have:
+            return 0
+        self.unwatch_client(fd)  # there is nothing to send
+        if c.source >= 0:
+            return 0
+        self.unlink(fd)
+        c.state = CLOSED
+        self.forget_bytes(c)
+        if c.outcome & OUTCOME_KEPT and c.outcome != RELAY_RUNS:
+            c.came = True
+            return self.go_on(fd)
+        if c.outcome & OUTCOME_CUT:  # or its core is dead
+            cut(fd)
+            return self.drop(fd)
+        return self.linger(fd)
+
+    cdef int note_relay(self, int core, MessageHead *head, int source, int client) except -1:
+        """A core wants us to pass its answer on. source: where it comes from; client: the connection, if the core has accepted
+        it, else -1. Both are ours now."""
+        cdef Core *k = &self.cores[core]
+        cdef int fd = -1, place
+        cdef Connection *c
+        if source < 0:  # no descriptor was left
+            if client >= 0:
+                close(client)
+            return self.pause(EMFILE)
+        if head.flags == RELAY_PULLED:
+            if client < 0 or head.seq >= <uint64_t>self.listener_count or not self.listeners[head.seq].http:
+                close(source)
+                if client >= 0:
+                    close(client)
+                return 0
+            fd = client
+            c = self.open(fd, <int>head.seq, head.id)
+            c.client, c.trusted, c.proxied = head.client, head.client.trusted, True
+        elif head.flags == RELAY_HELD and head.seq < HELD_PER_CORE and k.held[head.seq] >= 0:
+            place = <int>head.seq
+            fd = k.held[place]
+            self.unhold(fd)
+            store_seq_u64(&board_held(self.board, self.core_count, core)[place].state, HELD_FREE)
+        elif head.flags == RELAY_PUSHED:
+            fd = self.take_client(core, head.seq)
+        if fd < 0:
+            close(source)
+            return 0
+        return self.begin_relay(core, head, source, fd)
+
+    cdef int note_relayed(self, int core, MessageHead *head, size_t have) except -1:
+        """The core has written all of it."""
+        cdef unsigned char *bytes = <unsigned char *>head + sizeof(MessageHead)
+        cdef Connection *c
+        cdef int fd = self.relays.first
+        while fd >= 0:
+            c = &self.connections[fd]
+            if c.id == head.id and c.holder == core and c.outcome == RELAY_RUNS:
+                c.outcome = <uint8_t>head.flags
+                if have:
+                    self.keep_ahead(c, bytes, have)
+                if c.outcome & OUTCOME_CUT:
+                    cut(fd)
+                    self.drop(fd)
+                return 0
+            fd = c.next
+        return 0
+
+    cdef int take_client(self, int core, uint64_t seq) except? -2:
+        """The client whose request of this number the core was pushed, out of its hands; -1 if there is none."""
+        cdef Core *k = &self.cores[core]
+        cdef int fd = k.client
+        if fd >= 0 and seq == k.seq:
+            k.client = -1
+            self.stop_running(fd)
+            self.finished_some = True
+            return fd
+        for row in self.parted:
+            if row[1] == core and row[2] == seq:
+                self.parted.remove(row)
+                return row[0]
+        return -1
 
     cdef int refuse_head(self, int fd, const unsigned char *bytes, size_t have, const char *why) except -1:
         if have > 2 and bytes[0] == 0x16 and bytes[1] == 3:  # whatever we say, a TLS client can't read it
@@ -1253,6 +1663,7 @@ cdef class Front:
         self.n_own += 1
         c.began_ns = now_ns()
         c.content_length, c.unfinished, c.flags = -1, False, 0
+        self.forget_spool(c)
         c.ahead, c.ahead_bytes = NULL, 0
         ends = ends or self.ending
         try:
@@ -1334,9 +1745,8 @@ cdef class Front:
             c.state = CLOSED
         if c.flags & FLAG_KEEPS and not c.unfinished:
             self.watch_client(fd)  # its next request wakes us: no core has to
-        elif c.watched:  # the core is about to hold a copy, and epoll would go on watching through that
-            epoll_ctl(self.epoll, EPOLL_CTL_DEL, fd, NULL)
-            c.watched = False
+        else:  # the core is about to hold a copy, and epoll would go on watching through that
+            self.unwatch_client(fd)
         c.came |= c.unfinished
         if self.refusing == TOO_LATE:
             return self.refuse(fd, 503, LATE)
@@ -1465,7 +1875,7 @@ cdef class Front:
             self.stop_running(fd)
             self.finished_some = True
             k.client = -1
-            if self.connections[fd].flags & FLAG_KEEPS:
+            if self.connections[fd].flags & FLAG_HTTP:
                 self.connections[fd].state = CLOSED
                 self.parted.append((fd, core, k.seq))
             else:
@@ -1473,12 +1883,10 @@ cdef class Front:
 
     cdef int settle_parted(self) except -1:
         """Of those, whoever isn't held is answered and done with."""
-        cdef int core, i
+        cdef int core
         cdef list rows = list(self.parted)
         for _, core, _ in rows:
-            for i in range(MOST_LEFT):
-                if self.cores[core].channel < 0 or self.read_channel(core) <= 0:
-                    break
+            self.hear_core(core)
         for row in rows:  # reading may have parted others
             if row in self.parted:
                 self.parted.remove(row)
@@ -1491,7 +1899,8 @@ cdef class Front:
         cdef Connection *c = &self.connections[fd]
         cdef MessageHead head
         cdef iovec pieces[2]
-        cdef size_t block = bytes[1] | (<size_t>bytes[2] << 8)
+        cdef int fds[2]
+        cdef size_t block = packet_size(bytes) - 4
         cdef size_t body = have - 4 - block
         if not c.flags & FLAG_CHUNKED and c.content_length < <int64_t>body:  # what comes after the body is nobody's
             body = <size_t>c.content_length if c.content_length > 0 else 0
@@ -1499,12 +1908,16 @@ cdef class Front:
         head.flags = c.flags | (FLAG_TRUSTED if c.trusted else 0)
         if c.flags & FLAG_KEEPS and self.pull:
             head.flags |= FLAG_TELLS if c.ahead_bytes else FLAG_TELLS | FLAG_HOLDS
+        if c.spool >= 0:
+            head.flags |= FLAG_SPOOLED
+        fds[0], fds[1] = fd, c.spool
+        head.client = c.client
         c.lent = c.lent or c.flags & FLAG_KEEPS  # and a child that the application forks may keep it
         head.vars_bytes, head.body_bytes, head.content_length = <uint32_t>block, <uint32_t>body, c.content_length
         head.modifier1 = bytes[0]
         pieces[0].iov_base, pieces[0].iov_len = &head, sizeof(MessageHead)
         pieces[1].iov_base, pieces[1].iov_len = bytes + 4, block + body
-        if send_message(k.channel, pieces, 2, &fd, 1) < 0:
+        if send_message(k.channel, pieces, 2, fds, 2 if c.spool >= 0 else 1) < 0:
             return self.push_failed(core, errno)
         k.seq = k.request = head.seq
         k.client, k.pushed_ns = fd, now_ns()
@@ -1635,9 +2048,8 @@ cdef class Front:
         c.state, c.since_ns = LINGER, now_ns()
         c.began_ns = c.since_ns
         self.link(fd)
-        if c.watched and c.edge:
-            epoll_ctl(self.epoll, EPOLL_CTL_DEL, fd, NULL)
-            c.watched = False
+        self.unwatch_client(fd)
+        self.forget_spool(c)
         self.watch_client(fd)
         return 0
 
@@ -1652,24 +2064,21 @@ cdef class Front:
             if n <= 0:
                 self.drop(fd)
                 return 0
-        self.unlink(fd)
-        c.since_ns = now_ns()
-        self.link(fd)
+        self.touch(fd)
         return 0
 
     cdef int drop(self, int fd) except -1:
         """Close, whatever the state."""
         cdef Connection *c = &self.connections[fd]
-        if c.state in (HEAD, QUEUED, LINGER, KEPT):
+        if c.state in (HEAD, QUEUED, LINGER, KEPT, BODY, RELAY):
             self.unlink(fd)
-        if c.watched:
-            epoll_ctl(self.epoll, EPOLL_CTL_DEL, fd, NULL)
-            c.watched = False
+        self.unwatch_client(fd)
         if c.state == HELD:
             self.unhold(fd)
         if c.lent:  # a core may still have its descriptor, and the client must see the end
             shutdown(fd, SHUT_RDWR)
         self.forget_bytes(c)
+        self.forget_spool(c)
         PyMem_RawFree(c.ahead)
         c.ahead, c.ahead_bytes = NULL, 0
         c.state = CLOSED
@@ -1706,7 +2115,7 @@ cdef class Front:
         cdef Connection *c = &self.connections[fd]
         cdef ssize_t n = send(fd, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text), MSG_DONTWAIT | MSG_NOSIGNAL)
         self.n_answered += 1
-        if c.state in (HEAD, QUEUED, KEPT):
+        if c.state in (HEAD, QUEUED, KEPT, BODY):
             self.unlink(fd)
             c.state = CLOSED
         self.forget_bytes(c)
@@ -1725,7 +2134,7 @@ cdef class Front:
         cdef int fd, core, state, place
         cdef list rows = [], said = []
         self.settle_parted()
-        for state in (HEAD, QUEUED, LINGER, KEPT):
+        for state in (HEAD, QUEUED, LINGER, KEPT, BODY, RELAY):
             fd = self.chain(state).first
             while fd >= 0:
                 self.add_row(rows, said, fd)
@@ -1740,9 +2149,12 @@ cdef class Front:
 
     cdef int add_row(self, list rows, list said, int fd) except -1:
         cdef Connection *c = &self.connections[fd]
-        rows.append((fd, c.state, c.listener, c.trusted, c.id, c.began_ns, c.since_ns, c.content_length, c.flags,
-                     c.requests, c.unfinished, c.lent, c.holder, c.place, c.ahead_bytes, c.have + c.ahead_bytes))
-        said.append((PyBytes_FromStringAndSize(<char *>c.bytes, c.have) if c.have else b"")
+        cdef uint32_t begin = c.sent if c.state == RELAY else 0
+        rows.append((fd, c.spool, c.source, c.state, c.listener, c.trusted, c.id, c.began_ns, c.since_ns, c.content_length,
+                     c.flags, c.requests, c.unfinished, c.lent, c.holder, c.place, c.proxied, c.skipped, c.on_disk,
+                     c.spooled, c.outcome, as_text(&c.client, sizeof(HttpClient)), as_text(&c.chunks, sizeof(Chunks)),
+                     c.ahead_bytes, c.have - begin + c.ahead_bytes))
+        said.append((PyBytes_FromStringAndSize(<char *>c.bytes + begin, c.have - begin) if c.have else b"")
                     + (PyBytes_FromStringAndSize(<char *>c.ahead, c.ahead_bytes) if c.ahead_bytes else b""))
         return 0
 
@@ -1767,18 +2179,19 @@ cdef class Front:
         cdef Connection *c
         cdef int fd, state, have, ahead
         cdef bytes text
-        cdef SocketName name
-        cdef socklen_t size
         self.suspended = self.gathering = suspended
-        for (fd, state, listener, trusted, id, began_ns, since_ns, content_length, flags, requests, unfinished,
-             lent, holder, place, ahead, have), text in zip(clients, said):
+        for (fd, spool, source, state, listener, trusted, id, began_ns, since_ns, content_length, flags, requests, unfinished,
+             lent, holder, place, proxied, skipped, on_disk, spooled, outcome, client, chunks, ahead, have), text in zip(
+                clients, said):
             have -= ahead
             c = self.open(fd, listener, id)
             c.trusted, c.began_ns, c.content_length = trusted, began_ns, content_length
-            c.flags, c.requests, c.unfinished, c.lent = flags, requests, unfinished, lent
-            size = sizeof(SocketName)
-            if getpeername(fd, &name.any, &size) == 0:
-                c.is_local, c.port = not address_bytes(&name, c.address), port_of(&name)
+            c.flags, c.requests, c.unfinished, c.lent, c.holder = flags, requests, unfinished, lent, holder
+            c.spool, c.source, c.proxied, c.skipped = spool, source, proxied, skipped
+            c.on_disk, c.spooled, c.outcome, c.untaken, c.sent = on_disk, spooled, outcome, -1, 0
+            self.in_memory += spooled if spool >= 0 and not on_disk else 0
+            from_text(client, &c.client, sizeof(HttpClient))
+            from_text(chunks, &c.chunks, sizeof(Chunks))
             if have:
                 self.keep(fd, text, have)
             self.keep_ahead(c, <const unsigned char *>PyBytes_AS_STRING(text) + have, ahead)
@@ -1790,8 +2203,10 @@ cdef class Front:
                 continue
             else:
                 self.link(fd)
-            if state in (HEAD, LINGER, KEPT) or self.listeners[listener].http and not c.unfinished:
+            if state in (HEAD, LINGER, KEPT, BODY, RELAY) or self.listeners[listener].http and not c.unfinished:
                 self.watch_client(fd)
+            if state == RELAY:
+                self.watch_source(fd, True)
         if cores is not None:
             self.take_up_cores(cores)
         self.look_anew = True
@@ -1884,8 +2299,8 @@ cdef class Front:
         cdef Core *k = &self.cores[<int>request.core]
         cdef int status = 504 if k.condemned == <uint64_t>request.seq else 502
         cdef bint answered = load_acquire(&slot.answered) == <uint64_t>request.seq  # by a signal handler of the worker
-        if fd < 0 and k.request == <uint64_t>request.seq:
-            return status  # answer_for has seen to it, or release
+        if fd < 0 and k.request == <uint64_t>request.seq:  # answer_for has seen to it, or release; or we relay it
+            return 0 if request.sent and not answered else status
         if fd < 0:
             return status if answered else 0 if request.sent else NO_ANSWER
         self.stop_running(fd)
@@ -1935,12 +2350,11 @@ cdef class Front:
     cdef int read_channel(self, int core) except -1:
         """What a core has to say that doesn't fit into its slot. Returns how many bytes it was."""
         cdef MessageHead *head = <MessageHead *>self.scratch
-        cdef int fd
-        cdef ssize_t n = receive_message(self.cores[core].channel, self.scratch, MESSAGE_MAX_BYTES, MSG_DONTWAIT, &fd, 1)
-        if n >= <ssize_t>sizeof(MessageHead) and self.hear_of_client(core, head, fd, n - sizeof(MessageHead)):
+        cdef int fds[2]
+        cdef ssize_t n = receive_message(self.cores[core].channel, self.scratch, MESSAGE_MAX_BYTES, MSG_DONTWAIT, fds, 2)
+        if n >= <ssize_t>sizeof(MessageHead) and self.hear_of_client(core, head, fds, n - sizeof(MessageHead)):
             return n
-        if fd >= 0:
-            close(fd)
+        close_both(fds)
         if n == 0:  # the application has shut the channel down: no more of it, it would be readable for ever
             epoll_ctl(self.epoll, EPOLL_CTL_DEL, self.cores[core].channel, NULL)
             self.set_core(core, LEAVING)
@@ -1964,16 +2378,22 @@ cdef class Front:
             self.pump()
         return n
 
-    cdef bint hear_of_client(self, int core, MessageHead *head, int fd, size_t have) except -1:
-        """A message about a connection. False: it is about something else."""
-        if head.kind in (MESSAGE_HANDED, MESSAGE_ANSWERED, MESSAGE_KEPT):
-            self.take_over(core, head, fd, have)
+    cdef bint hear_of_client(self, int core, MessageHead *head, int *fds, size_t have) except -1:
+        """A message about a connection. False: it is about something else, and the descriptors aren't ours."""
+        if head.kind == MESSAGE_RELAY:
+            self.note_relay(core, head, fds[0], fds[1])
             return True
-        if head.kind not in (MESSAGE_HELD, MESSAGE_BACK):
+        if head.kind in (MESSAGE_HANDED, MESSAGE_ANSWERED, MESSAGE_KEPT):
+            if fds[1] >= 0:
+                close(fds[1])
+            self.take_over(core, head, fds[0], have)
+            return True
+        if head.kind not in (MESSAGE_HELD, MESSAGE_BACK, MESSAGE_RELAYED):
             return False
-        if fd >= 0:
-            close(fd)
-        if head.kind == MESSAGE_HELD:
+        close_both(fds)
+        if head.kind == MESSAGE_RELAYED:
+            self.note_relayed(core, head, have)
+        elif head.kind == MESSAGE_HELD:
             self.note_held(core, head)
         elif head.seq < HELD_PER_CORE and self.cores[core].held[head.seq] >= 0:
             self.take_held_back(core, head, have)
@@ -1983,23 +2403,15 @@ cdef class Front:
 
     cdef int note_held(self, int core, const MessageHead *head) except -1:
         """The core has answered the request that it was pushed, and goes on with the connection."""
-        cdef Core *k = &self.cores[core]
-        cdef int fd = k.client
         cdef int64_t place = head.content_length
-        if not self.pull or place >= HELD_PER_CORE or place >= 0 and k.held[place] >= 0:
+        cdef int fd
+        if not self.pull or place >= HELD_PER_CORE or place >= 0 and self.cores[core].held[place] >= 0:
             return 0
-        if fd >= 0 and head.seq == k.seq and self.connections[fd].flags & FLAG_KEEPS:
-            k.client = -1
-            self.stop_running(fd)
-            self.finished_some = True
-        else:
-            for row in self.parted:
-                if row[1] == core and row[2] == head.seq:
-                    self.parted.remove(row)
-                    fd = row[0]
-                    break
-            else:
-                return 0
+        fd = self.take_client(core, head.seq)
+        if fd < 0:
+            return 0
+        if not self.connections[fd].flags & FLAG_KEEPS:  # scribbling
+            return self.drop(fd)
         if place < 0:
             return self.go_on(fd)
         self.connections[fd].requests += 1
@@ -2058,13 +2470,13 @@ cdef class Front:
         """Of what a dead worker has said, the connections: they are ours. Bounded, since a child that the application has
         forked may go on."""
         cdef MessageHead *head = <MessageHead *>self.scratch
-        cdef int fd, i
+        cdef int fds[2]
+        cdef int i
         cdef ssize_t n
         for i in range(MOST_LEFT):
-            n = receive_message(self.cores[core].channel, self.scratch, MESSAGE_MAX_BYTES, MSG_DONTWAIT, &fd, 1)
-            if n >= <ssize_t>sizeof(MessageHead) and not self.hear_of_client(core, head, fd, n - sizeof(MessageHead)):
-                if fd >= 0:
-                    close(fd)
+            n = receive_message(self.cores[core].channel, self.scratch, MESSAGE_MAX_BYTES, MSG_DONTWAIT, fds, 2)
+            if n < <ssize_t>sizeof(MessageHead) or not self.hear_of_client(core, head, fds, n - sizeof(MessageHead)):
+                close_both(fds)
             if n <= 0:
                 break
         return 0
@@ -2080,7 +2492,8 @@ cdef class Front:
         for number in range(self.listener_count):
             if self.listeners[number].shared and self.listeners[number].open:
                 fds[count], told[count].number = self.listeners[number].fd, number
-                told[count].http = self.listeners[number].http
+                told[count].http, told[count].buffers = self.listeners[number].http, self.listeners[number].buffers
+                told[count].proxied = self.proxied and told[count].http
                 count += 1
         memset(&head, 0, sizeof(MessageHead))
         head.kind, head.seq = MESSAGE_LISTENERS, self.next_number(core)
@@ -2109,7 +2522,7 @@ cdef class Front:
             return 0
         self.open(fd, number, head.id)
         if head.kind == MESSAGE_KEPT:
-            return self.take_kept(core, head, fd, &name, have)
+            return self.take_kept(core, head, fd, have)
         if self.paused:  # descriptors are short: the next worker's come first
             self.answer_status(fd, 503, NULL)
             if self.connections[fd].state == LINGER:
@@ -2119,6 +2532,8 @@ cdef class Front:
             return self.linger(fd)
         if not self.let_in(fd, number, &name):
             return 0
+        if self.listeners[number].http:
+            self.connections[fd].client, self.connections[fd].proxied = head.client, head.flags
         if have == 0:
             return self.wait_for_head(fd)
         if self.needs_more(fd, bytes, have):
@@ -2126,15 +2541,15 @@ cdef class Front:
             self.wait_for_head(fd)
         return 0
 
-    cdef int take_kept(self, int core, MessageHead *head, int fd, const SocketName *name, size_t have) except -1:
+    cdef int take_kept(self, int core, MessageHead *head, int fd, size_t have) except -1:
         """An HTTP connection whose first request a core has pulled and answered; it may hold it."""
         cdef int number = <int>head.seq
         cdef int64_t place = head.content_length
         if (not self.listeners[number].http or self.paused and place < 0
                 or place >= HELD_PER_CORE or place >= 0 and self.cores[core].held[place] >= 0):
             return self.drop(fd)
-        if not self.let_in(fd, number, name):
-            return 0
+        self.connections[fd].client, self.connections[fd].trusted = head.client, head.client.trusted
+        self.connections[fd].proxied = True
         if place >= 0:
             self.connections[fd].requests = 1
             return self.lend(fd, core, place)
@@ -2459,6 +2874,8 @@ cdef class Front:
     cdef Chain *chain(self, int state):
         if state == KEPT:
             return &self.kept
+        if state == BODY or state == RELAY:
+            return &self.bodies if state == BODY else &self.relays
         return &self.heads if state == HEAD else &self.queue if state == QUEUED else &self.lingerers
 
     cdef void link(self, int fd, bint first=False):
@@ -2498,6 +2915,8 @@ cdef class Front:
             self.buffered += sign * <Py_ssize_t>c.room
         elif c.state == QUEUED:
             self.queued_bytes += sign * <Py_ssize_t>c.have
+        elif c.state == BODY or c.state == RELAY:
+            self.in_memory += sign * <Py_ssize_t>c.room
 
     # ---- the tick: only while there is something to watch over ----
 
@@ -2530,6 +2949,10 @@ cdef class Front:
         while (self.queue_timeout_ns and self.queue.length
                and now - self.connections[self.queue.first].since_ns > self.queue_timeout_ns):
             self.refuse(self.queue.first, 503, LATE)
+        while self.bodies.length and now - self.connections[self.bodies.first].since_ns > self.http_timeout_ns:
+            self.time_out_body(self.bodies.first)
+        while self.relays.length and now - self.connections[self.relays.first].since_ns > self.http_timeout_ns:
+            self.time_out_relay(self.relays.first)
         now = now_ns()  # those have begun to linger
         while self.lingerers.length and now - self.connections[self.lingerers.first].since_ns > self.timeout_ns:
             self.drop(self.lingerers.first)
@@ -2559,6 +2982,24 @@ cdef class Front:
             self.drop(fd)
             return 0
         return self.refuse(fd, 408, "its head stayed incomplete for socket-timeout")
+
+    cdef int time_out_body(self, int fd) except -1:
+        if self.connections[fd].writing:  # it isn't the client whom we wait for
+            self.touch(fd)
+            return 0
+        return self.refuse(fd, 408, "nothing of its body came for http-timeout")
+
+    cdef int time_out_relay(self, int fd) except -1:
+        """A socket counts as writable only once most of its buffer is free; a slow client is alive long before that."""
+        cdef Connection *c = &self.connections[fd]
+        cdef int64_t left = untaken_bytes(fd)
+        if c.sent == c.have or c.untaken < 0 or left < c.untaken:
+            c.untaken = left if c.sent < c.have else -1
+            self.touch(fd)
+            return 0
+        self.n_clients_gone += 1
+        cut(fd)
+        return self.drop(fd)
 
     # ---- log rings ----
 
@@ -2616,8 +3057,13 @@ cdef class Front:
 
     @property
     def reading(self):
-        """Connections whose head isn't complete."""
-        return self.heads.length
+        """Connections whose head, or buffered body, isn't complete."""
+        return self.heads.length + self.bodies.length
+
+    @property
+    def spooling(self):
+        """Pieces of bodies that threads write."""
+        return self.writing
 
     @property
     def in_progress(self):
@@ -2632,8 +3078,8 @@ cdef class Front:
 
     @property
     def draining(self):
-        """Answered connections that are read to their end."""
-        return self.lingerers.length
+        """Answered connections that are read to their end, and those to which answers are passed on."""
+        return self.lingerers.length + self.relays.length
 
     @property
     def idle(self):
@@ -2649,6 +3095,8 @@ cdef class Front:
         """A fast stop: 503 to all who wait; close those who haven't said what they want."""
         while self.queue.length:
             self.refuse(self.queue.first, 503, "the server is stopping")
+        while self.bodies.length:
+            self.refuse(self.bodies.first, 503, "the server is stopping")
         while self.heads.length:
             self.drop(self.heads.first)
         self.end_connections()
@@ -2669,6 +3117,27 @@ cdef class Front:
     def announce_end(self):
         """From now on HTTP connections end with their answers."""
         self.board.closing = True
+
+
+cdef size_t packet_size(const unsigned char *packet):
+    return 4 + (packet[1] | (<size_t>packet[2] << 8))
+
+
+cdef void close_both(const int *fds):
+    if fds[0] >= 0:
+        close(fds[0])
+    if fds[1] >= 0:
+        close(fds[1])
+
+
+cdef str as_text(const void *value, size_t size):
+    return PyBytes_FromStringAndSize(<const char *>value, size).decode("latin-1")
+
+
+cdef int from_text(str text, void *value, size_t size) except -1:
+    cdef bytes plain = text.encode("latin-1")
+    memcpy(value, PyBytes_AS_STRING(plain), min(size, <size_t>len(plain)))
+    return 0
 
 
 cdef str variable(const unsigned char *packet, bytes name):

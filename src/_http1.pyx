@@ -23,6 +23,7 @@ import os
 
 from libc.stdint cimport int32_t
 
+from wsgimaster._peers cimport Peers, free_peers, is_forwarded, set_peers
 from wsgimaster._proto import parse
 
 cdef extern from * nogil:
@@ -71,6 +72,42 @@ cdef extern from * nogil:
         else inet_ntop(AF_INET6, address, to, INET6_ADDRSTRLEN);
         return (int)strlen(to);
     }
+    /* A decimal number up to 65535, else -1. */
+    static int read_port(const unsigned char *text, size_t size) {
+        int value = 0;
+        if (size < 1 || size > 5) return -1;
+        for (size_t i = 0; i < size; i++) {
+            if (text[i] < '0' || text[i] > '9') return -1;
+            value = value * 10 + (text[i] - '0');
+        }
+        return value <= 65535 ? value : -1;
+    }
+    /* An address as text, IPv4 or IPv6; whether it is one. */
+    static int read_address(const unsigned char *text, size_t size, unsigned char *address) {
+        char copy[INET6_ADDRSTRLEN];
+        if (size == 0 || size >= sizeof copy) return 0;
+        memcpy(copy, text, size);
+        copy[size] = 0;
+        memset(address, 0, 10);
+        address[10] = address[11] = 0xff;
+        return inet_pton(AF_INET, copy, address + 12) == 1 || inet_pton(AF_INET6, copy, address) == 1;
+    }
+    /* As X-Forwarded-For has it: also a.b.c.d:port and [address]:port. The port is 0 if there is none. */
+    static int read_forwarded(const unsigned char *text, size_t size, unsigned char *address, uint16_t *port) {
+        const unsigned char *colon = memchr(text, ':', size), *end = memchr(text, ']', size);
+        int number = 0;
+        *port = 0;
+        if (size && text[0] == '[') {
+            if (!end || (end + 1 < text + size && end[1] != ':')) return 0;
+            if (end + 1 < text + size) number = read_port(end + 2, (size_t)(text + size - end - 2));
+            size = (size_t)(end - ++text);
+        } else if (colon && !memchr(colon + 1, ':', (size_t)(text + size - colon - 1))) {
+            number = read_port(colon + 1, (size_t)(text + size - colon - 1));
+            size = (size_t)(colon - text);
+        }
+        *port = (uint16_t)number;
+        return number >= 0 && read_address(text, size, address);
+    }
     """
     enum:
         IS_TOKEN
@@ -84,6 +121,9 @@ cdef extern from * nogil:
     bint same_word(const unsigned char *text, size_t size, const char *word)
     bint same_name(const unsigned char *one, const unsigned char *other, size_t size)
     int write_address(const unsigned char *address, char *to)
+    int read_port(const unsigned char *text, size_t size)
+    bint read_address(const unsigned char *text, size_t size, unsigned char *address)
+    bint read_forwarded(const unsigned char *text, size_t size, unsigned char *address, uint16_t *port)
 
 fill_tables()
 
@@ -94,6 +134,8 @@ cdef enum:
     MOST_LENGTH_DIGITS = 18     # always fit an int64
     MOST_CHUNK_DIGITS = 15
     MOST_CHUNK_EXTRA = 16384    # bytes of extensions and trailers
+    MOST_PROXY_LINE = 107       # with its end: the longest that version 1 knows
+    MOST_PROXY_2 = 4096         # bytes of addresses and extensions
 
 cdef bytes own_name = os.uname().nodename.encode()
 cdef const unsigned char *server_name = <const unsigned char *>PyBytes_AS_STRING(own_name)
@@ -113,7 +155,7 @@ ctypedef struct Lines:          # a head, taken apart
     size_t method_size, target_size
     Field fields[100]
     int count
-    int host, length, encoding, connection, expect, upgrade  # the first field of that name, or -1
+    int host, length, encoding, connection, expect, upgrade, forwarded  # the first field of that name, or -1
 
 ctypedef struct Packet:         # what is being written
     unsigned char *bytes
@@ -156,10 +198,11 @@ cdef int find_head_end(const unsigned char *bytes, size_t have, size_t *scanned,
 # ---- what it says ----
 
 cdef int read_http_request(const unsigned char *bytes, size_t have, size_t size, const HttpClient *client,
-                           unsigned char *packet, size_t limit, HttpHead *head) noexcept nogil:
+                           const Peers *peers, unsigned char *packet, size_t limit, HttpHead *head) noexcept nogil:
     """Write the request's packet and, behind it, what has come of its body. Returns 0, or the status of its refusal.
 
-    bytes, have: what the client has sent; size: of the head, as find_head_end found it. limit: largest variable block,
+    bytes, have: what the client has sent; size: of the head, as find_head_end found it. peers: whose word on the client's
+    address counts (`forwarded-allow`). limit: largest variable block,
     bytes (`buffer-size`). packet: room for four bytes more than that, and for what is beyond the head.
 
     A chunked body that is there as a whole becomes one with a length. Of one that isn't, all that has come is its, and
@@ -176,7 +219,7 @@ cdef int read_http_request(const unsigned char *bytes, size_t have, size_t size,
             or judge(&lines, head) or measure_body(body, left, head)):
         return head.status
     to.bytes, to.size, to.room, to.full = packet + 4, 0, limit, False
-    if write_variables(&to, &lines, client, head):
+    if write_variables(&to, &lines, client, peers, head):
         return head.status
     if to.full:
         return refuse(head, 431, b"its variables take more bytes than buffer-size allows")
@@ -257,7 +300,7 @@ cdef int read_fields(const unsigned char *at, size_t size, Lines *lines, HttpHea
     cdef Field *field
     cdef int i, seen = 0
     lines.count = 0
-    lines.host = lines.length = lines.encoding = lines.connection = lines.expect = lines.upgrade = -1
+    lines.host = lines.length = lines.encoding = lines.connection = lines.expect = lines.upgrade = lines.forwarded = -1
     while at < last:
         end = <const unsigned char *>memchr(at, c"\n", last - at) - 1
         seen += 1
@@ -314,6 +357,8 @@ cdef void remember(Lines *lines, const Field *field) noexcept nogil:
         lines.expect = lines.count
     elif same_word(field.name, field.name_size, b"upgrade"):
         lines.upgrade = lines.count
+    elif same_word(field.name, field.name_size, b"x-forwarded-for"):
+        lines.forwarded = lines.count
 
 
 cdef int judge(Lines *lines, HttpHead *head) noexcept nogil:
@@ -406,7 +451,8 @@ cdef void read_options(const Field *field, HttpHead *head) noexcept nogil:
 
 # ---- the packet ----
 
-cdef int write_variables(Packet *to, const Lines *lines, const HttpClient *client, HttpHead *head) noexcept nogil:
+cdef int write_variables(Packet *to, const Lines *lines, const HttpClient *client, const Peers *peers,
+                         HttpHead *head) noexcept nogil:
     """What uWSGI's http-socket produces, in its order."""
     cdef const Field *field
     cdef const unsigned char *path = lines.target
@@ -444,8 +490,7 @@ cdef int write_variables(Packet *to, const Lines *lines, const HttpClient *clien
     put(to, b"SCRIPT_NAME", 11, b"", 0)
     put(to, b"SERVER_NAME", 11, server_name, server_name_bytes)
     put(to, b"SERVER_PORT", 11, text, write_number(80 if client.is_local else client.own_port, text))
-    put(to, b"REMOTE_ADDR", 11, text, 0 if client.is_local else write_address(client.address, text))
-    put(to, b"REMOTE_PORT", 11, text, 0 if client.is_local else write_number(client.port, text))
+    put_client(to, lines, client, peers)
     if client.secure:
         put(to, b"HTTPS", 5, b"on", 2)
     for i in range(lines.count):
@@ -461,6 +506,79 @@ cdef int write_variables(Packet *to, const Lines *lines, const HttpClient *clien
     if authority != NULL and lines.host < 0:
         put(to, b"HTTP_HOST", 9, authority, authority_size)
     return 0
+
+
+cdef void put_client(Packet *to, const Lines *lines, const HttpClient *client, const Peers *peers) noexcept nogil:
+    """REMOTE_ADDR and REMOTE_PORT: of the peer, or of whom it speaks for, if it may."""
+    cdef unsigned char address[16]
+    cdef uint16_t port = client.port
+    cdef char text[64]
+    cdef bint known = not client.is_local
+    memcpy(address, client.address, 16)
+    if client.trusted and lines.forwarded >= 0 and find_forwarded(lines, peers, address, &port):
+        known = True
+    put(to, b"REMOTE_ADDR", 11, text, write_address(address, text) if known else 0)
+    put(to, b"REMOTE_PORT", 11, text, write_number(port, text) if known and port else 0)
+
+
+cdef bint find_forwarded(const Lines *lines, const Peers *peers, unsigned char *address, uint16_t *port) noexcept nogil:
+    """Whom the proxies name as their client, in X-Forwarded-For: the last address that is none of theirs, since each of
+    them appends whom it was called by, and what comes before that anybody may have written. False: it names nobody."""
+    cdef const Field *field
+    cdef const unsigned char *at
+    cdef const unsigned char *end
+    cdef unsigned char one[16]
+    cdef uint16_t one_port
+    cdef int numbers[MOST_FIELDS]
+    cdef int count = 0, number = lines.forwarded
+    cdef bint found = False
+    while number >= 0:
+        numbers[count] = number
+        count += 1
+        number = lines.fields[number].next
+    while count:
+        count -= 1
+        field = &lines.fields[numbers[count]]
+        end = field.value + field.value_size
+        while end >= field.value:
+            at = end
+            while at > field.value and (at - 1)[0] != c",":
+                at -= 1
+            number = <int>(at - field.value)  # where the next one to the left ends, and its comma
+            while at < end and at[0] in (c" ", c"\t"):
+                at += 1
+            while end > at and (end - 1)[0] in (c" ", c"\t"):
+                end -= 1
+            if not read_forwarded(at, end - at, one, &one_port):
+                return found
+            memcpy(address, one, 16)
+            port[0], found = one_port, True
+            if not is_forwarded(peers, one):
+                return True
+            end = field.value + number - 1
+    return found
+
+
+cdef bint set_length(unsigned char *packet, size_t limit, uint64_t length) noexcept nogil:
+    """The body was chunked, and now all of it is there: CONTENT_LENGTH instead of HTTP_TRANSFER_ENCODING. What comes behind
+    the packet stays where it is, and has 3 bytes less room before it at most. False: the packet would have more than
+    `limit` bytes."""
+    cdef Packet to
+    cdef char text[24]
+    cdef size_t size = packet[1] | (<size_t>packet[2] << 8), at = 0, key, value
+    cdef unsigned char *block = packet + 4
+    while at < size:
+        key = block[at] | (<size_t>block[at + 1] << 8)
+        value = block[at + 2 + key] | (<size_t>block[at + 3 + key] << 8)
+        if key == 22 and memcmp(block + at + 2, b"HTTP_TRANSFER_ENCODING", 22) == 0:
+            memmove(block + at, block + at + 4 + key + value, size - at - 4 - key - value)
+            size -= 4 + key + value
+            break
+        at += 4 + key + value
+    to.bytes, to.size, to.room, to.full = block, size, limit, False
+    put(&to, b"CONTENT_LENGTH", 14, text, write_number(length, text))
+    packet[1], packet[2] = to.size & 0xFF, <unsigned char>(to.size >> 8)
+    return not to.full
 
 
 cdef const unsigned char *after_scheme(const unsigned char *at, const unsigned char *end) noexcept nogil:
@@ -631,6 +749,93 @@ cdef bint next_state(Chunks *chunks, unsigned char c) noexcept nogil:
     return c == c"\n"
 
 
+# ---- who speaks for whom: the PROXY protocol, versions 1 and 2 (haproxy, doc/proxy-protocol.txt) ----
+
+cdef int read_proxy_line(const unsigned char *bytes, size_t have, HttpClient *client, const char **why) noexcept nogil:
+    """The size of the PROXY header that a connection begins with, HEAD_IS_INCOMPLETE, or HEAD_HAS_ERROR. Sets the client's
+    address, unless the proxy speaks for itself (UNKNOWN, LOCAL), or of another kind of address."""
+    if have and bytes[0] == c"\r":
+        return read_proxy_2(bytes, have, client, why)
+    return read_proxy_1(bytes, have, client, why)
+
+
+cdef int read_proxy_1(const unsigned char *bytes, size_t have, HttpClient *client, const char **why) noexcept nogil:
+    """PROXY SP TCP4|TCP6 SP source SP destination SP port SP port CRLF, or PROXY SP UNKNOWN ... CRLF."""
+    cdef const unsigned char *words[6]
+    cdef size_t sizes[6]
+    cdef unsigned char address[16]
+    cdef unsigned char own[16]
+    cdef const unsigned char *at = bytes
+    cdef const unsigned char *end
+    cdef int count = 0, port, own_port
+    why[0] = b"it doesn't begin with a PROXY line"
+    if memcmp(bytes, b"PROXY ", min(have, <size_t>6)):
+        return HEAD_HAS_ERROR
+    end = <const unsigned char *>memchr(bytes, c"\n", min(have, <size_t>MOST_PROXY_LINE))
+    if end == NULL:
+        why[0] = b"its PROXY line has more than 107 bytes"
+        return HEAD_HAS_ERROR if have >= MOST_PROXY_LINE else HEAD_IS_INCOMPLETE
+    why[0] = b"its PROXY line isn't sound"
+    if (end - 1)[0] != c"\r":
+        return HEAD_HAS_ERROR
+    end -= 1
+    while count < 6:
+        words[count] = at
+        while at < end and at[0] != c" ":
+            at += 1
+        sizes[count] = at - words[count]
+        count += 1
+        if at == end:
+            break
+        at += 1
+    if count >= 2 and sizes[1] == 7 and memcmp(words[1], b"UNKNOWN", 7) == 0:
+        return <int>(end + 2 - bytes)
+    if (count < 6 or at != end or sizes[1] != 4 or memcmp(words[1], b"TCP", 3) or words[1][3] not in (c"4", c"6")
+            or not read_address(words[2], sizes[2], address) or not read_address(words[3], sizes[3], own)):
+        return HEAD_HAS_ERROR
+    if (memchr(words[2], c":", sizes[2]) != NULL) != (words[1][3] == c"6"):
+        return HEAD_HAS_ERROR
+    port, own_port = read_port(words[4], sizes[4]), read_port(words[5], sizes[5])
+    if port < 0 or own_port < 0:
+        return HEAD_HAS_ERROR
+    memcpy(client.address, address, 16)
+    client.is_local, client.port, client.own_port = False, <uint16_t>port, <uint16_t>own_port
+    return <int>(end + 2 - bytes)
+
+
+cdef int read_proxy_2(const unsigned char *bytes, size_t have, HttpClient *client, const char **why) noexcept nogil:
+    """Twelve bytes of signature, version and command, family, size; addresses, ports, then what we don't read."""
+    cdef size_t size
+    cdef int family
+    why[0] = b"its PROXY header isn't sound"
+    if memcmp(bytes, b"\r\n\r\n\0\r\nQUIT\n", min(have, <size_t>12)):
+        return HEAD_HAS_ERROR
+    if have < 16:
+        return HEAD_IS_INCOMPLETE
+    size = (<size_t>bytes[14] << 8) | bytes[15]
+    family = bytes[13]
+    if bytes[12] not in (0x20, 0x21):
+        return HEAD_HAS_ERROR
+    if size > MOST_PROXY_2:
+        why[0] = b"its PROXY header has more than 4096 bytes"
+        return HEAD_HAS_ERROR
+    if bytes[12] == 0x21 and size < (<size_t>12 if family == 0x11 else <size_t>36 if family == 0x21 else <size_t>0):
+        return HEAD_HAS_ERROR
+    if have < 16 + size:
+        return HEAD_IS_INCOMPLETE
+    if bytes[12] == 0x21 and family == 0x11:
+        memset(client.address, 0, 10)
+        client.address[10] = client.address[11] = 0xFF
+        memcpy(client.address + 12, bytes + 16, 4)
+        client.is_local, client.port = False, <uint16_t>((bytes[24] << 8) | bytes[25])
+        client.own_port = <uint16_t>((bytes[26] << 8) | bytes[27])
+    elif bytes[12] == 0x21 and family == 0x21:
+        memcpy(client.address, bytes + 16, 16)
+        client.is_local, client.port = False, <uint16_t>((bytes[48] << 8) | bytes[49])
+        client.own_port = <uint16_t>((bytes[50] << 8) | bytes[51])
+    return <int>(16 + size)
+
+
 # ---- for tests ----
 
 class HeadError(ValueError):
@@ -653,29 +858,44 @@ cdef class Head:
 
 
 def read_request(bytes data not None, *, str address="127.0.0.1", int port=1, int own_port=80, bint secure=False,
-              size_t limit=65535):
-    """The Head at the beginning of `data`, or None while it is incomplete. Raises HeadError."""
+                 forwarded_allow=None, bint proxied=False, size_t limit=65535):
+    """The Head at the beginning of `data`, or None while it is incomplete. forwarded_allow: the peer is one of the proxies
+    in these networks (settings.prefix_of); proxied: a PROXY header comes first. Raises HeadError."""
     cdef HttpClient client
+    cdef Peers peers
     cdef HttpHead found
     cdef Head head
     cdef size_t scanned = 0
     cdef const char *why = NULL
     cdef const unsigned char *view = <const unsigned char *>PyBytes_AS_STRING(data)
-    cdef int size = find_head_end(view, len(data), &scanned, &why)
+    cdef size_t have = len(data)
+    cdef int size = 0
     cdef bytes packet = PyBytes_FromStringAndSize(NULL, 4 + 65535 + len(data))
-    if size < 0:
-        raise HeadError(400, why.decode())
-    if size == 0:
-        return None
     numbers = [int(number) for number in address.split(".")]
     memset(&client, 0, sizeof(HttpClient))
     client.address[10] = client.address[11] = 0xFF
     for at, number in enumerate(numbers):
         client.address[12 + <int>at] = number
     client.port, client.own_port, client.secure = port, own_port, secure
-    if read_http_request(view, len(data), size, &client, <unsigned char *>PyBytes_AS_STRING(packet), min(limit, 65535),
-                         &found):
-        raise HeadError(found.status, found.why.decode())
+    client.trusted = forwarded_allow is not None
+    if proxied:
+        size = read_proxy_line(view, have, &client, &why)
+        if size > 0:
+            view, have = view + size, have - size
+    if size >= 0 and (size or not proxied):
+        size = find_head_end(view, have, &scanned, &why)
+    if size < 0:
+        raise HeadError(400, why.decode())
+    if size == 0:
+        return None
+    memset(&peers, 0, sizeof(Peers))
+    set_peers(&peers, (), forwarded_allow or ())
+    try:
+        if read_http_request(view, have, size, &client, &peers, <unsigned char *>PyBytes_AS_STRING(packet),
+                             min(limit, 65535), &found):
+            raise HeadError(found.status, found.why.decode())
+    finally:
+        free_peers(&peers)
     head = Head.__new__(Head)
     head.variables = parse(packet[:found.packet_bytes]).variables
     head.content_length = None if found.content_length < 0 else found.content_length

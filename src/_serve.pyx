@@ -41,13 +41,13 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
-from libc.errno cimport (EAGAIN, EBADF, ECONNRESET, EINTR, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSYS, ENOTSOCK,
+from libc.errno cimport (EAGAIN, EBADF, ECONNRESET, EINTR, EINVAL, EIO, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSYS, ENOTSOCK,
                          EOPNOTSUPP, EPIPE, ETIMEDOUT, ETOOMANYREFS, errno)
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memchr, memcmp, memcpy, memset
+from libc.string cimport memchr, memcmp, memcpy, memmove, memset
 
 from wsgimaster._http1 cimport *
-from wsgimaster._kernel cimport client_left
+from wsgimaster._kernel cimport client_left, untaken_bytes
 from wsgimaster._layout cimport *
 from wsgimaster._peers cimport *
 from wsgimaster._proto cimport COMPLETE, Facts, read_block, read_head
@@ -65,6 +65,12 @@ from stat import S_ISREG
 from urllib.parse import unquote_to_bytes
 
 from wsgimaster.errors import RequestTimeout
+
+cdef extern from "<sys/socket.h>" nogil:
+    int socketpair(int family, int kind, int protocol, int *ends)
+
+cdef extern from "<unistd.h>" nogil:
+    ssize_t pread(int fd, void *bytes, size_t size, int64_t offset)
 
 cdef extern from * nogil:
     """
@@ -90,15 +96,9 @@ cdef extern from * nogil:
         return poll(&p, 1, ms < 3600000 ? (int)ms : 3600000);
     }
 
-    /* What the client hasn't taken yet. On a unix socket the kernel counts whole pieces, hence MOST_PER_SEND. */
-    static int64_t untaken_bytes(int fd) {
-        int n = 0;
-        return ioctl(fd, TIOCOUTQ, &n) == 0 ? n : -1;
-    }
-
     /* Send what the pieces (up to four) hold, as far as it goes without waiting. Advances them; bytes sent, or -1 with
        errno. */
-    #define MOST_PER_SEND 32768u
+    #define MOST_PER_SEND 32768u  /* for untaken_bytes */
     static ssize_t send_pieces(int fd, struct iovec *pieces, int count, int flags) {
         struct iovec some[4];
         size_t room = MOST_PER_SEND;
@@ -313,7 +313,6 @@ cdef extern from * nogil:
     int getpeername(int fd, sockaddr *name, socklen_t *size)
     int close(int fd)
     int eventfd_write(int fd, uint64_t value)
-    int64_t untaken_bytes(int fd)
     bint is_unix_socket(int fd)
     uint32_t thread_id()
     void fill_allowed()
@@ -337,6 +336,7 @@ cdef extern from * nogil:
         EPOLLEXCLUSIVE
         SOCK_NONBLOCK
         SOCK_CLOEXEC
+        SOCK_STREAM
         DATE_LINE_BYTES
         IN_NAME
         IN_VALUE
@@ -378,6 +378,7 @@ cdef enum:
     DISCARD_READS = 16
     MOST_DISCARDED = 262144     # bytes of an unread body, for the sake of the connection
     HTTP_HEAD_ROOM = 256        # what a head gets from us at its end: finish_head
+    RELAY_AFTER_NS = 5_000_000  # that an HTTP client takes nothing of its answer
     FIRST_READ = 16384          # of an HTTP connection; what comes along of the body has room in `buffer`
 
 cdef int64_t UNKNOWN = 1 << 62  # bytes of a chunked body that are still to come
@@ -412,13 +413,15 @@ cdef class Input:
     socket that belongs to the next request."""
 
     cdef int fd              # -1 once the request has ended
+    cdef int spool           # the file with the whole body, if the master has read it, or -1
     cdef uint64_t timeout_ns
-    cdef int64_t left        # bytes of the body that are still in the socket; UNKNOWN while chunks are to come
+    cdef int64_t left        # bytes of the body that are still there or in the socket; UNKNOWN while chunks are to come
     cdef bint chunked
     cdef Chunks chunks
     cdef bint expected       # the client waits for 100 Continue
     cdef bint answering      # too late to say so: the answer has begun
     cdef bint broken         # the chunks are: nobody knows where the body ends
+    cdef int64_t total       # what CONTENT_LENGTH says
     cdef int64_t consumed
     cdef bytes held          # read from the socket, not yet by the application
     cdef Py_ssize_t at       # where in `held`
@@ -438,6 +441,8 @@ cdef class Input:
         while True:
             if self.fd < 0:  # asked again after each wait: the number may be another client's by then
                 raise ValueError("wsgi.input was read after its request had ended")
+            if self.spool >= 0:
+                return self.read_spool(to, size, asked)
             if self.broken:
                 raise BrokenBody("the request's body is not chunked as its head says")
             if self.expected and not self.answering:
@@ -471,6 +476,17 @@ cdef class Input:
             self.slot.read_errors += 1
             raise ClientDisconnected(f"error during read({asked}) on wsgi.input")
 
+    cdef Py_ssize_t read_spool(self, char *to, size_t size, object asked) except -1:
+        """By position: the master has the same open file, and may have to give it to another core."""
+        cdef ssize_t n
+        with nogil:  # it may be on a disk
+            n = pread(self.spool, to, size, self.total - self.left)
+        if n <= 0:
+            self.slot.read_errors += 1
+            raise OSError(errno if n < 0 else EIO, f"error during read({asked}) on wsgi.input")
+        self.left -= n
+        return n
+
     cdef Py_ssize_t take_chunks(self, char *bytes, size_t size) except -1:
         """Decode what was peeked at, in place, and take as much from the socket. Returns the bytes of the body in it."""
         cdef size_t taken = size, room = size
@@ -492,6 +508,8 @@ cdef class Input:
         """Read what is there of the rest, if it isn't too much. Whether the body is at its end."""
         cdef char bytes[4096]
         cdef Py_ssize_t n, total = 0
+        if self.spool >= 0:
+            return True
         if self.broken or self.expected and self.left:  # in the latter case, nobody can know whether it will come
             return False
         while self.left and total < MOST_DISCARDED:
@@ -613,12 +631,12 @@ cdef class Input:
         """Nothing: the body ends with the request."""
 
 
-cdef Input make_input(int fd, uint64_t timeout_ns, const MessageHead *message, bytes held, Slot *slot):
-    """held: the part of the body that came along with the head."""
+cdef Input make_input(int fd, int spool, uint64_t timeout_ns, const MessageHead *message, bytes held, Slot *slot):
+    """held: the part of the body that came along with the head. spool: the file with all of it, or -1."""
     cdef Input body = Input.__new__(Input)
     cdef size_t taken = len(held), room = taken
     cdef bytes decoded
-    body.fd, body.timeout_ns, body.slot = fd, timeout_ns, slot
+    body.fd, body.spool, body.timeout_ns, body.slot = fd, spool, timeout_ns, slot
     body.held, body.at, body.consumed = held, 0, 0
     body.chunked = (message.flags & FLAG_CHUNKED) != 0
     if body.chunked:  # whoever has sent it to us has found that it is sound, and that more will come
@@ -627,6 +645,7 @@ cdef Input make_input(int fd, uint64_t timeout_ns, const MessageHead *message, b
                 <unsigned char *>PyBytes_AS_STRING(decoded), &room)
         body.held, body.left = decoded[:room], UNKNOWN
     else:
+        body.total = max(0, message.content_length)
         body.left = max(0, message.content_length - len(held))
     body.expected = (message.flags & FLAG_EXPECTS) != 0 and body.left > 0
     return body
@@ -690,7 +709,10 @@ cdef class Exchange:
     """The answer to one request: start_response, write, and what was sent so far."""
 
     cdef Core core
-    cdef int fd
+    cdef int fd                   # where the answer goes: to the client, or to the master, which passes it on
+    cdef bint relayed             # that is the master
+    cdef bint may_relay
+    cdef const MessageHead *message
     cdef bint http, bodyless      # bodyless: HEAD, 1xx, 204, 304
     cdef bint old                 # HTTP/1.0
     cdef bint keeps               # the connection goes on afterwards, and the head says so, or will
@@ -815,8 +837,13 @@ cdef class Exchange:
             if self.stuck_since == 0:
                 self.untaken = untaken_bytes(self.fd)
             with nogil:
-                ready = wait_for(self.fd, POLLOUT, self.core.timeout_ns, &self.stuck_since)
+                ready = wait_for(self.fd, POLLOUT, RELAY_AFTER_NS if self.may_relay else self.core.timeout_ns,
+                                 &self.stuck_since)
             if ready > 0:
+                return 0
+            if ready == 0 and self.may_relay:
+                self.stuck_since = 0
+                self.core.relay(self)
                 return 0
         if errno == EINTR:
             PyErr_CheckSignals()
@@ -955,6 +982,7 @@ cdef class Core:
     cdef PulledSocket pulled[MOST_PULLED + LISTENING]  # of the listening sockets: what the master says of them
     cdef bint listener_local[MOST_PULLED + LISTENING]      # a unix socket: its clients have no name that matters
     cdef uint16_t listener_port[MOST_PULLED + LISTENING]
+    cdef int spool                # of the request that was pushed, or -1
     cdef unsigned char *raw       # what an HTTP client has sent, FIRST_READ bytes; NULL until one comes
     cdef size_t next_at, next_bytes  # in `raw`: what came after the request
     cdef int came_by              # the listening socket of the request that was pulled
@@ -964,9 +992,6 @@ cdef class Core:
     cdef int latest_place         # after the one that was taken last
     cdef int place                # of the held connection whose request this is
     cdef HttpClient clients[HELD_PER_CORE]
-    cdef uint16_t client_flags[HELD_PER_CORE]  # FLAG_TRUSTED or nothing
-    cdef HttpClient latest        # of the request that was pulled
-    cdef uint16_t latest_flags
     cdef uint64_t *door_bits
     cdef long date_second
     cdef char date_line[DATE_LINE_BYTES]
@@ -1019,6 +1044,7 @@ cdef class Core:
         self.sockets.epoll = self.sockets.polled[HOLDING].fd = -1
         memset(self.sockets.held, 0xFF, sizeof(self.sockets.held))
         self.patient = True
+        self.spool = -1
         self.application, self.environ = application, environ
         self.timeout_ns = <uint64_t>(timeout * 1e9)
         self.log_all, self.log_4xx, self.log_5xx = log_all, log_4xx, log_5xx
@@ -1067,7 +1093,9 @@ cdef class Core:
                 self.leave_sockets()
                 self.give_all_back()
                 return
-            if message.kind == MESSAGE_REQUEST and fds[0] < 0:  # no descriptor was free to receive it
+            if message.kind == MESSAGE_REQUEST and fds[1 if message.flags & FLAG_SPOOLED else 0] < 0:
+                if fds[0] >= 0:  # no descriptor was free to receive it, or its body
+                    close(fds[0])
                 self.say(MESSAGE_RETURNED, message.seq)
                 continue
             self.slot.awake = 1
@@ -1075,7 +1103,11 @@ cdef class Core:
                 self.let_taken_go()
             seq = message.seq
             if message.kind == MESSAGE_REQUEST:
+                self.spool = fds[1]
                 self.serve_one(message, fds[0], seq)
+                if self.spool >= 0:
+                    close(self.spool)
+                    self.spool = -1
             else:
                 store_release(&self.slot.taken, seq)
                 self.slot.outcome = 0
@@ -1302,7 +1334,8 @@ cdef class Core:
         """The same for HTTP. What isn't a complete sound request goes to the master."""
         cdef const PulledSocket *socket = &self.pulled[at]
         cdef HttpClient client
-        cdef uint16_t flags = FLAG_PULLED
+        cdef const char *why = NULL
+        cdef int proxied = 0
         cdef ssize_t n = self.receive_http(fd)
         if n < 0 and errno == EAGAIN and self.patient:
             with nogil:
@@ -1316,10 +1349,14 @@ cdef class Core:
         memset(&client, 0, sizeof(HttpClient))
         client.is_local = not address_bytes(name, client.address)
         client.port, client.own_port = port_of(name), self.listener_port[at]
-        if http_peer(&self.peers, name) == TRUSTED:
-            flags |= FLAG_TRUSTED
-        if n < 0 or not self.read_http(n, &client, flags, message):
-            self.hand_over(MESSAGE_HANDED, fd, socket.number, id, self.raw, max(0, n))
+        client.trusted, client.buffers = http_peer(&self.peers, name) == TRUSTED, socket.buffers
+        if n > 0 and socket.proxied and client.trusted:
+            proxied = read_proxy_line(self.raw, n, &client, &why)
+            if proxied > 0:
+                n -= proxied
+                memmove(self.raw, self.raw + proxied, n)
+        if n <= 0 or socket.proxied and client.trusted and proxied <= 0 or not self.read_http(n, &client, FLAG_PULLED, message):
+            self.hand_over(MESSAGE_HANDED, fd, socket.number, id, self.raw, max(0, n), proxied > 0, &client)
             close(fd)
             return NOTHING
         if self.last_took_us > OLD_US and client_left(fd, False):
@@ -1328,7 +1365,6 @@ cdef class Core:
             return NOTHING
         message.id = id
         self.came_by = socket.number
-        self.latest, self.latest_flags = client, flags & ~FLAG_PULLED
         return fd
 
     cdef ssize_t receive_http(self, int fd):
@@ -1343,9 +1379,14 @@ cdef class Core:
         cdef size_t scanned = 0
         cdef const char *why = NULL
         cdef int size = find_head_end(self.raw, have, &scanned, &why)
-        if size <= 0 or read_http_request(self.raw, have, size, client, packet, self.buffer_size, &head):
+        if size <= 0 or read_http_request(self.raw, have, size, client, &self.peers, packet, self.buffer_size, &head):
+            return False
+        if client.buffers and (head.chunked or head.content_length > <int64_t>head.body_bytes):
             return False
         message.kind, message.modifier1, message.flags = MESSAGE_REQUEST, 0, http_flags(&head) | flags
+        if client.trusted:
+            message.flags |= FLAG_TRUSTED
+        message.client = client[0]
         if not self.board.keeps or self.board.closing:
             message.flags &= ~FLAG_KEEPS
         message.vars_bytes, message.body_bytes = head.packet_bytes - 4, head.body_bytes
@@ -1376,7 +1417,7 @@ cdef class Core:
                 store_seq_u64(&self.held[place].state, HELD_CORE)
             elif have <= 0:
                 self.give_back(place, BACK_CLOSE, 0)
-            elif not self.read_http(have, &self.clients[place], self.client_flags[place] | FLAG_PULLED | FLAG_HELD, message):
+            elif not self.read_http(have, &self.clients[place], FLAG_PULLED | FLAG_HELD, message):
                 self.next_at = 0
                 self.give_back(place, BACK_READ, have)
             else:
@@ -1387,7 +1428,7 @@ cdef class Core:
                 self.serve_one(message, self.sockets.held[place], seq[0])
                 store_release(&self.slot.done, seq[0])
 
-    cdef int hold(self, int fd, uint16_t flags, const HttpClient *client):
+    cdef int hold(self, int fd, const HttpClient *client):
         """Keep the connection for its next request. Its place, or HELD_NOWHERE if there is none."""
         cdef epoll_event event
         cdef int place, i
@@ -1403,7 +1444,7 @@ cdef class Core:
         event.events, event.data.u64 = EPOLLIN, place
         if epoll_ctl(self.sockets.polled[HOLDING].fd, EPOLL_CTL_ADD, fd, &event) < 0:
             return HELD_NOWHERE
-        self.sockets.held[place], self.clients[place], self.client_flags[place] = fd, client[0], flags
+        self.sockets.held[place], self.clients[place] = fd, client[0]
         self.held_count += 1
         self.held[place].since_ns = now_ns()
         store_seq_u64(&self.held[place].state, HELD_CORE)
@@ -1489,7 +1530,7 @@ cdef class Core:
                 close(self.sockets.polled[i].fd)
 
     cdef void hand_over(self, int kind, int fd, uint64_t number, uint64_t id, unsigned char *bytes, size_t have,
-                        uint16_t flags=0):
+                        uint16_t flags=0, const HttpClient *client=NULL):
         """Give a connection, and what was read from it and not served, to the master; our descriptor stays open. Waits if
         the channel is full, and for a while if the kernel has no memory for it or too many descriptors are on their way
         (RLIMIT_NOFILE). fd: -1 if the master has it; number: of the listener, or the place."""
@@ -1500,6 +1541,8 @@ cdef class Core:
         memset(&head, 0, sizeof(MessageHead))
         head.kind, head.seq, head.id, head.flags = kind, number, id, flags
         head.content_length = self.place  # of MESSAGE_KEPT
+        if client != NULL:
+            head.client = client[0]
         pieces[0].iov_base, pieces[0].iov_len = &head, sizeof(MessageHead)
         pieces[1].iov_base, pieces[1].iov_len = bytes, have
         while send_message(self.channel, pieces, 2, &fd, fd >= 0) < 0:
@@ -1530,7 +1573,7 @@ cdef class Core:
         for i in range(DISCARD_READS):  # what is unread when it is closed would destroy the answer
             if recv(fd, self.buffer + sizeof(MessageHead), MESSAGE_MAX_BYTES - sizeof(MessageHead), MSG_DONTWAIT) <= 0:
                 break
-        what = {MESSAGE_HANDED: "answered 503", MESSAGE_KEPT: "its connection ends"}
+        what = {MESSAGE_HANDED: "answered 503", MESSAGE_KEPT: "its connection ends", MESSAGE_RELAYED: "its answer is cut"}
         self.tell(f"request {id:016x}: the master could not be given the connection ({os.strerror(error)}); "
                   f"{what.get(kind, 'an unread body may cut its answer')}")
 
@@ -1580,12 +1623,14 @@ cdef class Core:
         cdef uint32_t outcome
         exchange.core, exchange.fd, exchange.seq, exchange.id = self, fd, message.seq, message.id
         exchange.http = (message.flags & FLAG_HTTP) != 0
+        exchange.may_relay = exchange.http
+        exchange.message = message
         exchange.keeps = (message.flags & FLAG_KEEPS) != 0
         exchange.old = (message.flags & FLAG_OLD) != 0
         exchange.length = -1
         exchange.method = exchange.uri = exchange.address = exchange.user = exchange.protocol = ""
         try:
-            exchange.body = body = make_input(fd, self.timeout_ns, message, self.first_body(message), self.slot)
+            exchange.body = body = make_input(fd, self.spool, self.timeout_ns, message, self.first_body(message), self.slot)
             environ = self.make_environ(message, body, exchange)
             self.begin(exchange, environ, (message.flags & FLAG_PULLED) != 0)
             outcome = self.call_application(exchange, environ)
@@ -1598,14 +1643,14 @@ cdef class Core:
         if outcome == 0 and exchange.http and exchange.may_go_on():
             outcome = OUTCOME_KEPT
         elif outcome == 0 and (exchange.http or message.content_length > 0) and (
-                body is None or body.left > 0 or unread_bytes(fd)):
+                body is None or body.left > 0 and body.spool < 0 or unread_bytes(fd)):
             outcome = OUTCOME_LINGER
         if self.slot.answered == message.seq:  # by the handler, which half-closes; and then it ended after all
             outcome = OUTCOME_LINGER
             if self.slot.outcome != OUTCOME_COMPLETE:
                 exchange.status = 504
         rescue_release()  # before the descriptor's number can be another's
-        outcome = self.part(fd, outcome, message)
+        outcome = self.end_relay(exchange, fd, outcome) if exchange.relayed else self.part(fd, outcome, message)
         exchange.fd = -1
         if body is not None:
             body.fd = -1
@@ -1626,8 +1671,9 @@ cdef class Core:
         self.place = HELD_NOWHERE
         if outcome == OUTCOME_KEPT and pulled:
             if self.next_bytes == 0:
-                self.place = self.hold(fd, self.latest_flags, &self.latest)
-            self.hand_over(MESSAGE_KEPT, fd, self.came_by, message.id, self.raw + self.next_at, self.next_bytes)
+                self.place = self.hold(fd, &message.client)
+            self.hand_over(MESSAGE_KEPT, fd, self.came_by, message.id, self.raw + self.next_at, self.next_bytes, 0,
+                           &message.client)
         elif outcome == OUTCOME_KEPT and message.flags & FLAG_TELLS:
             outcome = 0 if self.hold_pushed(fd, message) else outcome
         elif pulled and outcome == OUTCOME_LINGER:
@@ -1650,16 +1696,10 @@ cdef class Core:
 
     cdef bint hold_pushed(self, int fd, const MessageHead *message):
         """Hold a connection that the master has, too, and tell it so; or that we can't. False: it couldn't be told."""
-        cdef SocketName name
-        cdef socklen_t size = sizeof(SocketName)
-        cdef HttpClient client
         cdef MessageHead head
         cdef iovec piece
-        if message.flags & FLAG_HOLDS and getpeername(fd, &name.any, &size) == 0:
-            memset(&client, 0, sizeof(HttpClient))
-            client.is_local = not address_bytes(&name, client.address)
-            client.port, client.own_port = port_of(&name), own_port(fd)
-            self.place = self.hold(fd, message.flags & FLAG_TRUSTED, &client)
+        if message.flags & FLAG_HOLDS:
+            self.place = self.hold(fd, &message.client)
         memset(&head, 0, sizeof(MessageHead))
         head.kind, head.seq, head.content_length = MESSAGE_HELD, message.seq, self.place
         piece.iov_base, piece.iov_len = &head, sizeof(MessageHead)
@@ -1669,6 +1709,54 @@ cdef class Core:
             self.unhold(self.place)
             self.place = HELD_NOWHERE
         return False
+
+    # ---- clients that take their answers slowly ----
+
+    cdef bint relay(self, Exchange exchange):
+        """From here on the answer goes to the master, which passes it on as the client takes it, with `http-buffer` bytes of
+        room. False: it can't be told, and we wait for the client ourselves."""
+        cdef const MessageHead *message = exchange.message
+        cdef MessageHead head
+        cdef iovec piece
+        cdef int ends[2]
+        cdef int fds[2]
+        cdef int count = 1
+        exchange.may_relay = False
+        if forked_off or socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, ends) < 0:
+            return False
+        memset(&head, 0, sizeof(MessageHead))
+        head.kind, head.id, head.client = MESSAGE_RELAY, message.id, message.client
+        fds[0], fds[1] = ends[1], exchange.fd
+        if message.flags & FLAG_HELD:
+            head.flags, head.seq = RELAY_HELD, self.place
+            store_seq_u64(&self.held[self.place].state, HELD_BACK)
+        elif message.flags & FLAG_PULLED:
+            head.flags, head.seq, count = RELAY_PULLED, self.came_by, 2
+        else:
+            head.flags, head.seq = RELAY_PUSHED, message.seq
+        piece.iov_base, piece.iov_len = &head, sizeof(MessageHead)
+        if send_message(self.channel, &piece, 1, fds, count) < 0:
+            if message.flags & FLAG_HELD:
+                store_seq_u64(&self.held[self.place].state, HELD_BUSY)
+            close(ends[0])
+            close(ends[1])
+            return False
+        close(ends[1])
+        if message.flags & FLAG_HELD:  # the descriptor stays open for what is left of the request
+            epoll_ctl(self.sockets.polled[HOLDING].fd, EPOLL_CTL_DEL, self.sockets.held[self.place], NULL)
+            self.sockets.held[self.place] = -1
+            self.held_count -= 1
+        exchange.fd, exchange.relayed = ends[0], True
+        return True
+
+    cdef uint32_t end_relay(self, Exchange exchange, int fd, uint32_t outcome):
+        """All of the answer is on its way to the master, and the connection is the master's."""
+        cdef bint ours = (exchange.message.flags & FLAG_PULLED) != 0  # we have read it, and maybe more than this request
+        self.hand_over(MESSAGE_RELAYED, -1, 0, exchange.id, self.raw + self.next_at if ours else NULL,
+                       self.next_bytes if ours else 0, outcome)
+        close(exchange.fd)
+        close(fd)
+        return 0
 
     cdef uint32_t call_application(self, Exchange exchange, dict environ) except? 0xFFFF:
         """The application, its result, close(): everything that runs the application's code."""

@@ -2,20 +2,14 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from wsgimaster._layout cimport FLAG_CHUNKED, FLAG_EXPECTS, FLAG_HTTP, FLAG_KEEPS, FLAG_OLD
+from wsgimaster._layout cimport FLAG_CHUNKED, FLAG_EXPECTS, FLAG_HTTP, FLAG_KEEPS, FLAG_OLD, HttpClient
+from wsgimaster._peers cimport Peers
 
 cdef enum:
     MOST_HTTP_HEAD = 65536        # bytes
     MOST_HTTP_LINE = 8192         # the first one, bytes
     HEAD_HAS_ERROR = -1
     HEAD_IS_INCOMPLETE = 0
-
-ctypedef struct HttpClient:       # what every request of one connection has
-    unsigned char address[16]     # IPv4 as ::ffff:a.b.c.d
-    uint16_t port
-    uint16_t own_port
-    bint is_local                 # a unix socket: no address
-    bint secure                   # came over TLS
 
 ctypedef struct HttpHead:         # of one request
     uint32_t size                 # bytes of the head, with its empty line and any empty lines before it
@@ -54,7 +48,9 @@ ctypedef struct Chunks:           # where in a chunked body a reader is; all zer
 
 cdef int find_head_end(const unsigned char *bytes, size_t have, size_t *scanned, const char **why) noexcept nogil
 cdef int read_http_request(const unsigned char *bytes, size_t have, size_t size, const HttpClient *client,
-                           unsigned char *packet, size_t limit, HttpHead *head) noexcept nogil
+                           const Peers *peers, unsigned char *packet, size_t limit, HttpHead *head) noexcept nogil
+cdef bint set_length(unsigned char *packet, size_t limit, uint64_t length) noexcept nogil
+cdef int read_proxy_line(const unsigned char *bytes, size_t have, HttpClient *client, const char **why) noexcept nogil
 cdef bint dechunk(Chunks *chunks, const unsigned char *bytes, size_t *have, unsigned char *body, size_t *room) noexcept nogil
 
 

@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 class HeadError(ValueError):
     status: int
 
@@ -22,5 +24,7 @@ def read_request(
     port: int = ...,
     own_port: int = ...,
     secure: bool = ...,
+    forwarded_allow: Sequence[tuple[bytes, int] | None] | None = ...,
+    proxied: bool = ...,
     limit: int = ...,
 ) -> Head | None: ...

@@ -1,6 +1,6 @@
 # What the kernel says about connections that nobody has accepted yet, and about the time that a thread takes.
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 cdef extern from * nogil:
     """
@@ -14,6 +14,7 @@ cdef extern from * nogil:
     #include <stdio.h>
     #include <stdlib.h>
     #include <string.h>
+    #include <sys/ioctl.h>
     #include <sys/socket.h>
     #include <sys/stat.h>
     #include <unistd.h>
@@ -72,6 +73,12 @@ cdef extern from * nogil:
         return (p.revents & (POLLHUP | POLLERR | (tcp_uwsgi ? POLLRDHUP : 0))) != 0;
     }
 
+    /* What the client hasn't taken yet. On a unix socket the kernel counts whole pieces. */
+    static int64_t untaken_bytes(int fd) {
+        int n = 0;
+        return ioctl(fd, TIOCOUTQ, &n) == 0 ? n : -1;
+    }
+
     static int open_schedstat(uint32_t tid) {
         char path[40];
         snprintf(path, sizeof path, "/proc/%u/schedstat", tid);
@@ -95,5 +102,6 @@ cdef extern from * nogil:
     int unix_backlog(int netlink, uint32_t inode, uint32_t *most)
     int tcp_backlog(int fd, uint32_t *most)
     bint client_left(int fd, int tcp_uwsgi)
+    int64_t untaken_bytes(int fd)
     int open_schedstat(uint32_t tid)
     bint read_schedstat(int fd, uint64_t *ran, uint64_t *waited)

@@ -137,6 +137,16 @@ cdef extern from * nogil:
     #define OUTCOME_COMPLETE 4u        /* while it runs: the whole answer is out, only the application still does something */
     #define OUTCOME_KEPT   8u          /* an HTTP connection that goes on: its next request is the master's to read */
 
+    /* What every request of one HTTP connection has. */
+    typedef struct {
+        unsigned char address[16];     /* IPv4 as ::ffff:a.b.c.d */
+        uint16_t port, own_port;
+        uint8_t is_local;              /* a unix socket: no address */
+        uint8_t secure;                /* came over TLS */
+        uint8_t trusted;               /* its X-Forwarded-For says who the client is */
+        uint8_t buffers;               /* bodies are read before a core gets the request */
+    } HttpClient;
+
     /* On a channel, master to worker and back. A message is a MessageHead, the variable block, body bytes. */
     typedef struct {
         uint16_t kind;
@@ -147,9 +157,10 @@ cdef extern from * nogil:
         int64_t  content_length;       /* bytes; -1 when there is none */
         uint32_t body_bytes;           /* of the body, already here */
         uint8_t  modifier1;
+        HttpClient client;             /* of an HTTP request, and of MESSAGE_KEPT and MESSAGE_RELAY */
     } MessageHead;
 
-    #define MESSAGE_REQUEST  1         /* one descriptor: the client's */
+    #define MESSAGE_REQUEST  1         /* the client's descriptor; and, if FLAG_SPOOLED, that of the file with the body */
     #define MESSAGE_NOP      2         /* report `done`, nothing else */
     #define MESSAGE_RETIRE   3         /* leave the serve loop */
     #define MESSAGE_READY    4         /* worker to master: this core serves from now on */
@@ -170,6 +181,16 @@ cdef extern from * nogil:
     #define BACK_READ    0
     #define BACK_LINGER  1
     #define BACK_CLOSE   2
+
+    #define MESSAGE_RELAY 13           /* worker to master: the client of the request `id` takes its answer slowly. With the
+                                          end of a socket from which the rest of the answer is to be read, and before that,
+                                          of a connection that the core has accepted (listener `seq`), the client's; of one
+                                          that it holds, `seq` is the place; else `seq` is the request's */
+    #define MESSAGE_RELAYED 14         /* the request `id` is over, the answer is in that socket; `flags` as RELAY_* say how the
+                                          connection goes on, with bytes that came of the next request */
+    #define RELAY_PULLED 0
+    #define RELAY_HELD   1
+    #define RELAY_PUSHED 2
 
     #define HELD_PER_CORE 512
     #define HELD_NOWHERE  -1           /* as a place */
@@ -192,9 +213,10 @@ cdef extern from * nogil:
     #define FLAG_HOLDS 128             /* it may also hold it */
     #define FLAG_HELD  256             /* it does */
     #define FLAG_EXPECTS 64            /* say 100 Continue when the application reads the body */
+    #define FLAG_SPOOLED 512           /* the body is in the file that came along */
 
     /* The listening sockets of a worker: what stands in MESSAGE_LISTENERS, for each descriptor. */
-    typedef struct { uint8_t number, http; } PulledSocket;
+    typedef struct { uint8_t number, http, buffers, proxied; } PulledSocket;
 
     /* 64 KiB of variables and a first piece of the body; below the channel's send buffer. */
     #define MESSAGE_MAX_BYTES (sizeof(MessageHead) + 65536u + 16384u)
@@ -371,6 +393,11 @@ cdef extern from * nogil:
         uint16_t method_bytes, uri_bytes, address_bytes
         char text[488]
 
+    ctypedef struct HttpClient:
+        unsigned char address[16]
+        uint16_t port, own_port
+        uint8_t is_local, secure, trusted, buffers
+
     ctypedef struct MessageHead:
         uint16_t kind, flags
         uint32_t vars_bytes
@@ -378,9 +405,10 @@ cdef extern from * nogil:
         int64_t content_length
         uint32_t body_bytes
         uint8_t modifier1
+        HttpClient client
 
     ctypedef struct PulledSocket:
-        uint8_t number, http
+        uint8_t number, http, buffers, proxied
 
     enum:
         BOARD_MAX_CORES
@@ -406,6 +434,11 @@ cdef extern from * nogil:
         BACK_READ
         BACK_LINGER
         BACK_CLOSE
+        MESSAGE_RELAY
+        MESSAGE_RELAYED
+        RELAY_PULLED
+        RELAY_HELD
+        RELAY_PUSHED
         HELD_PER_CORE
         HELD_NOWHERE
         HELD_FREE
@@ -423,6 +456,7 @@ cdef extern from * nogil:
         FLAG_OLD
         FLAG_CHUNKED
         FLAG_EXPECTS
+        FLAG_SPOOLED
         MESSAGE_MAX_BYTES
         ANSWER_BYTES
 

@@ -19,8 +19,9 @@ cdef extern from * nogil:
         SocketName;
     typedef struct { unsigned char prefix[16]; int bits; } NetworkRule;
     typedef struct {
-        NetworkRule *allow, *forwarded;   /* forwarded: whose X-Forwarded-Proto counts; loopback's always does */
+        NetworkRule *allow, *forwarded;   /* forwarded: whose X-Forwarded-* count; over uwsgi, loopback's always do */
         int allow_count, forwarded_count;
+        int forwarded_unix;               /* and those of all who may connect to a unix HTTP socket */
     } Peers;
     typedef enum { STRANGER, TRUSTED, REFUSED } Trust;
 
@@ -54,19 +55,22 @@ cdef extern from * nogil:
         socklen_t size = sizeof name;
         return getsockname(fd, &name.any, &size) < 0 ? 0 : port_of(&name);
     }
+    static int is_forwarded(const Peers *peers, const unsigned char *address) {
+        return matches(peers->forwarded, peers->forwarded_count, address);
+    }
     /* Of a uwsgi client. */
     static Trust uwsgi_peer(const Peers *peers, const SocketName *name) {
         unsigned char address[16];
         if (!address_bytes(name, address)) return TRUSTED;  /* a unix socket: its permissions have let it in */
         if (peers->allow_count && !matches(peers->allow, peers->allow_count, address)) return REFUSED;
-        if (is_loopback(address) || matches(peers->forwarded, peers->forwarded_count, address)) return TRUSTED;
+        if (is_loopback(address) || is_forwarded(peers, address)) return TRUSTED;
         return STRANGER;
     }
     /* Of an HTTP client: its headers are its own, loopback or not. */
     static Trust http_peer(const Peers *peers, const SocketName *name) {
         unsigned char address[16];
-        if (!address_bytes(name, address)) return STRANGER;
-        return matches(peers->forwarded, peers->forwarded_count, address) ? TRUSTED : STRANGER;
+        if (!address_bytes(name, address)) return peers->forwarded_unix ? TRUSTED : STRANGER;
+        return is_forwarded(peers, address) ? TRUSTED : STRANGER;
     }
     """
     struct sockaddr:
@@ -82,7 +86,7 @@ cdef extern from * nogil:
     ctypedef struct Peers:
         NetworkRule *allow
         NetworkRule *forwarded
-        int allow_count, forwarded_count
+        int allow_count, forwarded_count, forwarded_unix
     ctypedef enum Trust:
         STRANGER
         TRUSTED
@@ -91,12 +95,13 @@ cdef extern from * nogil:
     int address_bytes(const SocketName *name, unsigned char *out)
     uint16_t port_of(const SocketName *name)
     uint16_t own_port(int fd)
+    bint is_forwarded(const Peers *peers, const unsigned char *address)
     Trust uwsgi_peer(const Peers *peers, const SocketName *name)
     Trust http_peer(const Peers *peers, const SocketName *name)
 
 
 cdef inline NetworkRule *network_rules(prefixes) except? NULL:
-    """(16 bytes, number of bits) each: settings.prefix."""
+    """(16 bytes, number of bits) each: settings.prefix_of."""
     cdef NetworkRule *rules = <NetworkRule *>PyMem_RawCalloc(1 + len(prefixes), sizeof(NetworkRule))
     cdef int i
     if rules == NULL:
@@ -109,7 +114,9 @@ cdef inline NetworkRule *network_rules(prefixes) except? NULL:
 
 cdef inline int set_peers(Peers *peers, allow_from, forwarded_allow) except -1:
     peers.allow, peers.allow_count = network_rules(allow_from), len(allow_from)
-    peers.forwarded, peers.forwarded_count = network_rules(forwarded_allow), len(forwarded_allow)
+    networks = [rule for rule in forwarded_allow if rule is not None]
+    peers.forwarded, peers.forwarded_count = network_rules(networks), len(networks)
+    peers.forwarded_unix = len(networks) < len(forwarded_allow)
     return 0
 
 

@@ -31,8 +31,13 @@ from wsgimaster.settings import Address, Daemon, Settings
 VARIABLE = "WSGIMASTER_HANDOVER"  # in the new program's environment: PROOF or RESUME, and the numbers of memfds
 PROOF, RESUME = "proof", "resume"
 Text = str  # bytes, each as one character (latin-1)
-# _front.Front.hand_over_clients; the last two: bytes that it said of next requests, and altogether
-Client = tuple[int, int, int, bool, int, int, int, int, int, int, bool, bool, int, int, int, int]
+# _front.Front.hand_over_clients; the first three: descriptors, or -1; the last two: bytes that it said of next requests, and altogether
+# fmt: off
+Client = tuple[
+    int, int, int, int, int, bool, int, int, int, int, int, int, bool, bool, int, int, bool, int, bool, int, int,
+    Text, Text, int, int
+]
+# fmt: on
 Core = tuple[int, int, int, int, int, int, int, int, int, int, Text, int, bool, bool]  # hand_over_cores
 FORMAT: Literal[1] = 1  # of the frame
 
@@ -102,7 +107,7 @@ class Frame(Part):
         yield self.control.fd
         yield from (one.fd for one in (*self.listeners, *self.health))
         yield from (one.fd for conversations in (self.commanders, *self.probes) for one in conversations)
-        yield from (client[0] for client in self.clients)
+        yield from (fd for client in self.clients for fd in client[:3] if fd >= 0)
         if self.fifo is not None:
             yield self.fifo.fd
 

@@ -77,6 +77,11 @@ def holders(root: Path = ROOT) -> list[Holder]:
     return found
 
 
+def memory_limit(root: Path = ROOT) -> int:
+    """Bytes that all of us may have."""
+    return min(holder.limit for holder in holders(root))
+
+
 def _number(path: Path) -> int | None:
     """None without a limit, or without the file."""
     try:

@@ -52,6 +52,7 @@ from wsgimaster.scaler import Scaler
 from wsgimaster.scaling import policy
 from wsgimaster.scoreboard import Scoreboard
 from wsgimaster.settings import Dispatch, Order, Settings, prefix_of
+from wsgimaster.spooling import Spooler
 from wsgimaster.systemd import Notifier
 from wsgimaster.triggers import Fifo, TouchFiles
 from wsgimaster.upgrading import Origin, Upgrader
@@ -65,6 +66,9 @@ RECYCLING_LOOK = 0.5  # seconds between looks at what the workers have served
 LOG_MERCY = 2.0  # seconds for the last lines
 REPEAT = 60.0  # refusals of one kind are told once in this many seconds, with their number
 MAX_KINDS = 200  # of refusals that are remembered
+# Bytes of bodies and answers in the master's memory; but no more than one part in so many of what all of us may have.
+MOST_BUFFERED = 256 << 20
+MEMORY_PART = 8
 
 
 async def keep_going(
@@ -150,8 +154,13 @@ class Master:
             forwarded_allow=[prefix_of(network) for network in settings.sockets.forwarded_allow],
             events=self,
             keepalive=settings.sockets.http_keepalive,
+            http_buffer=settings.sockets.http_buffer,
+            most_buffered=min(MOST_BUFFERED, machine.memory_limit() // MEMORY_PART),
+            http_timeout=settings.sockets.http_timeout,
+            proxied=settings.sockets.http_proxy_protocol,
             taken_over=running is not None,
         )
+        self.spool = Spooler(self.loop, self.front.spooled).write
         self.overseer = Overseer(settings)
         self.harakiri = harakiri.Monitor(
             settings.harakiri,
@@ -208,6 +217,7 @@ class Master:
                 listener.address.name,
                 http=listener.http,
                 local=listener.local,
+                buffers=listener.address.buffers,
             )
         self.loop.add_reader(self.front.epoll_fd, self.front.on_ready)
         self.loop.call_later(HOUSEKEEPING, self._housekeep)

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Network = IPv4Network | IPv6Network
+Peer = Network | Literal["unix"]  # unix: who may connect to our unix sockets
 
 
-def prefix_of(network: Network) -> tuple[bytes, int]:
-    """16 bytes and how many of their bits count; IPv4 as ::ffff:a.b.c.d (RFC 4291 2.5.5.2)."""
+def prefix_of(network: Peer) -> tuple[bytes, int] | None:
+    """16 bytes and how many of their bits count; IPv4 as ::ffff:a.b.c.d (RFC 4291 2.5.5.2). None for unix."""
+    if isinstance(network, str):
+        return None
     if isinstance(network, IPv4Network):
         return bytes(10) + b"\xff\xff" + network.network_address.packed, 96 + network.prefixlen
     return network.network_address.packed, network.prefixlen
@@ -48,6 +51,7 @@ class Address(Section):
     host: str = ""  # tcp: an address or a name; "" is every IPv4 address
     port: Annotated[int, Field(ge=0, le=65535)] = 0  # tcp: 0 lets the kernel choose
     fd: int = -1  # inherited
+    buffers: bool = False  # `http`: workers get requests with their whole bodies
 
 
 class Sockets(Section):
@@ -59,7 +63,10 @@ class Sockets(Section):
     timeout: Annotated[float, Field(gt=0)] = 4.0  # `socket-timeout`
     queue_timeout: Annotated[float, Field(ge=0)] = 0.0  # seconds that a request may wait for a worker; 0: for ever
     allow_from: tuple[Network, ...] = ()
-    forwarded_allow: tuple[Network, ...] = ()
+    forwarded_allow: tuple[Peer, ...] = ()
+    http_proxy_protocol: bool = False  # connections of those begin with a PROXY header
+    http_buffer: Annotated[int, Field(ge=0)] = 1 << 20  # bytes of a body, or of an answer, in memory
+    http_timeout: Annotated[float, Field(gt=0)] = 60.0  # seconds that a client may take for a piece of either
     http_keepalive: Annotated[float, Field(ge=0)] = 75.0  # seconds between two requests; 0: one per connection
     vacuum: bool = False
 
@@ -77,9 +84,9 @@ class App(Section):
 
 
 MAX_CORES = 16384  # of the scoreboard: _layout.pxd
-# Threads of the master: the loop's, the log's, and those that read the workers' memory and, at a reload, the
-# configuration.
-MASTER_TASKS = 4
+# Threads of the master: the loop's, the log's, the one that writes large bodies to disk, and those that read the workers'
+# memory and, at a reload, the configuration.
+MASTER_TASKS = 5
 
 
 class Dispatch(StrEnum):

@@ -301,6 +301,8 @@ class Upgrader:
             return "a request is being ended (harakiri)"
         if unsettled := self.master.daemons.unsettled:
             return unsettled
+        if self.master.front.spooling:
+            return "a request's body is being written to disk"
         if any(exchange.sending for exchange in self.master.exchanges):
             return "somebody is being answered"
         return ""

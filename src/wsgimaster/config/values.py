@@ -16,7 +16,7 @@ from wsgimaster.config.addresses import parse_address
 from wsgimaster.config.daemons import read_daemon
 from wsgimaster.config.options import Kind, Option
 from wsgimaster.config.system import System
-from wsgimaster.settings import Network, Protocol
+from wsgimaster.settings import Peer, Protocol
 
 INLINE_COMMENT = re.compile(r"(?:^|[ \t])[;#]")
 LOOKS_OFF = re.compile(r"(?i)(?:false|off|no|0+|none|null|disabled?|never|n|f)\b")
@@ -135,7 +135,7 @@ def read_sockets(option: Option, text: str | None, context: Context) -> Read:
     if option.names[0] == "uwsgi-socket":
         protocol = Protocol.UWSGI
     address, note = parse_address(text or "", protocol, context.abstract)
-    return (address,), note
+    return (address.model_copy(update={"buffers": option.names[0] == "http"}),), note
 
 
 def read_keepalive(option: Option, text: str | None, _: Context) -> Read:
@@ -144,11 +144,14 @@ def read_keepalive(option: Option, text: str | None, _: Context) -> Read:
     return (USUAL_KEEPALIVE if number == 1 else number), note
 
 
-def read_networks(_: Option, text: str | None, __: Context) -> Read:
+def read_networks(option: Option, text: str | None, _: Context) -> Read:
     """Read networks in CIDR form, separated by commas or spaces; a single address is a network of one."""
-    networks: list[Network] = []
+    networks: list[Peer] = []
     for word in re.split(r"[,\s]+", text or ""):
         if not word:
+            continue
+        if word == "unix" and option.names[0] == "forwarded-allow":
+            networks.append("unix")
             continue
         try:
             networks.append(ip_network(word, strict=False))
