@@ -959,7 +959,7 @@ cdef class Front:
                 self.client_says(number, what)
         elif kind == SOURCE:
             if (number < self.table_size and self.connections[number].state == RELAY
-                    and self.connections[number].generation == <uint16_t>((data >> 32) & 0xFFFF)):
+                    and self.connections[number].source == <int>((data >> 32) & 0xFFFFFF)):
                 self.read_source(number)
         elif kind == CHANNEL:
             self.read_channel(number)
@@ -1271,6 +1271,10 @@ cdef class Front:
             if size == HEAD_IS_INCOMPLETE:
                 return True
             c.proxied, c.skipped = True, <uint16_t>size
+        elif c.requests == 0 and not c.proxied and begins_with_proxy(bytes, have):
+            self.refuse(fd, 400, "it begins with a PROXY header, which http-enable-proxy-protocol expects from those in "
+                                 "forwarded-allow")
+            return False
         bytes += c.skipped
         have -= c.skipped
         size = find_head_end(bytes, have, &scanned, &why)
@@ -1532,7 +1536,7 @@ cdef class Front:
             return 0
         c.source_watched = watched
         if watched:
-            return self.watch(c.source, SOURCE, (<uint64_t>c.generation << 32) | <uint64_t>fd, EPOLLIN)
+            return self.watch(c.source, SOURCE, (<uint64_t>c.source << 32) | <uint64_t>fd, EPOLLIN)
         epoll_ctl(self.epoll, EPOLL_CTL_DEL, c.source, NULL)
         return 0
 

@@ -751,6 +751,11 @@ cdef bint next_state(Chunks *chunks, unsigned char c) noexcept nogil:
 
 # ---- who speaks for whom: the PROXY protocol, versions 1 and 2 (haproxy, doc/proxy-protocol.txt) ----
 
+cdef bint begins_with_proxy(const unsigned char *bytes, size_t have) noexcept nogil:
+    return (have >= 6 and memcmp(bytes, b"PROXY ", 6) == 0
+            or have >= 12 and memcmp(bytes, b"\r\n\r\n\0\r\nQUIT\n", 12) == 0)
+
+
 cdef int read_proxy_line(const unsigned char *bytes, size_t have, HttpClient *client, const char **why) noexcept nogil:
     """The size of the PROXY header that a connection begins with, HEAD_IS_INCOMPLETE, or HEAD_HAS_ERROR. Sets the client's
     address, unless the proxy speaks for itself (UNKNOWN, LOCAL), or of another kind of address."""
@@ -790,7 +795,7 @@ cdef int read_proxy_1(const unsigned char *bytes, size_t have, HttpClient *clien
         at += 1
     if count >= 2 and sizes[1] == 7 and memcmp(words[1], b"UNKNOWN", 7) == 0:
         return <int>(end + 2 - bytes)
-    if (count < 6 or at != end or sizes[1] != 4 or memcmp(words[1], b"TCP", 3) or words[1][3] not in (c"4", c"6")
+    if (count < 6 or at != end or (end - 1)[0] == c" " or sizes[1] != 4 or memcmp(words[1], b"TCP", 3) or words[1][3] not in (c"4", c"6")
             or not read_address(words[2], sizes[2], address) or not read_address(words[3], sizes[3], own)):
         return HEAD_HAS_ERROR
     if (memchr(words[2], c":", sizes[2]) != NULL) != (words[1][3] == c"6"):

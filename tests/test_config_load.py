@@ -149,6 +149,11 @@ WORKING: dict[str, tuple[str, str, Any]] = {
     "buffer-size": ("buffer-size = 32768", "sockets.buffer_size", 32768),
     "buffer-size over 16 bits": ("buffer-size = 262144", "sockets.buffer_size", 65535),
     "socket-timeout": ("socket-timeout = 60", "sockets.timeout", 60.0),
+    "http-timeout": ("http-timeout = 300", "sockets.http_timeout", 300.0),
+    "http-buffer": ("http-buffer = 65536", "sockets.http_buffer", 65536),
+    "http-enable-proxy-protocol": ("http-enable-proxy-protocol = 1", "sockets.http_proxy_protocol", True),
+    "enable-proxy-protocol": ("enable-proxy-protocol = true", "sockets.http_proxy_protocol", True),
+    "forwarded-allow = unix": ("forwarded-allow = unix, ::1", "sockets.forwarded_allow", ("unix", ip_network("::1"))),
     "http-keepalive": ("http-keepalive = 30", "sockets.http_keepalive", 30.0),
     "http-keepalive, bare": ("http-keepalive", "sockets.http_keepalive", 75.0),
     "http-keepalive = 1": ("http-keepalive = 1", "sockets.http_keepalive", 75.0),
@@ -700,9 +705,9 @@ LIMITS = {
     "threads without limit-as": ("limit-as = 0\nthreads = 4", ""),
     "limit-nproc below what the server has": (
         "limit-nproc = 10\nprocesses = 2\nthreads = 4",
-        "a.ini:2: limit-nproc: counts as 22, which is what the server itself may have: 2 workers with 4 threads each",
+        "a.ini:2: limit-nproc: counts as 23, which is what the server itself may have: 2 workers with 4 threads each",
     ),
-    "limit-nproc of what the server has": ("limit-nproc = 22\nprocesses = 2\nthreads = 4", ""),
+    "limit-nproc of what the server has": ("limit-nproc = 23\nprocesses = 2\nthreads = 4", ""),
 }
 
 

@@ -6,7 +6,7 @@ import struct
 import time
 
 import pytest
-from support.one_process import NO_REQUESTS
+from support.one_process import NO_REQUESTS, READY
 from support.wait import wait_until
 
 from wsgimaster._front import board_slots_offset
@@ -163,7 +163,6 @@ def test_who_left_the_queue_is_not_executed(bench):
     assert bench.front.counters["clients_gone"] == 40
 
 
-READY = (4).to_bytes(2, "little") + bytes(38)  # kind and padding of a MessageHead, _layout.pxd
 REQUEST, NOP = 1, 2
 RETURNED = (5).to_bytes(2, "little")
 

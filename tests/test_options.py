@@ -45,6 +45,7 @@ def test_the_table_is_as_large_as_uwsgi() -> None:
     assert len([name for name in BY_NAME if not BY_NAME[name].ours]) >= 1000
     assert {name for name in BY_NAME if BY_NAME[name].ours} == {
         "allow-from",
+        "http-buffer",
         "forwarded-allow",
         "dispatch",
         "dispatch-order",

@@ -13,7 +13,7 @@ import threading
 import time
 
 import pytest
-from support.one_process import NO_REQUESTS, Recorder
+from support.one_process import NO_REQUESTS, READY, Recorder
 from support.wait import wait_until
 
 from wsgimaster._front import board_slots_offset
@@ -499,7 +499,7 @@ def scripted(bench):
 
 def take_sockets(bench, worker):
     """Say READY, and take what comes then."""
-    worker.send((4).to_bytes(2, "little") + bytes(38))
+    worker.send(READY)
     bench.until(lambda: bench.events.ready == [0])
     message, descriptors, _, _ = socket.recv_fds(worker, 200, 8)
     for fd in descriptors:

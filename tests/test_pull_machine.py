@@ -54,7 +54,7 @@ from wsgimaster.wakeups import Decision
 
 # MESSAGE_* of _layout.pxd, and the MessageHead: kind, flags, vars_bytes, seq, id, content_length, body_bytes, modifier1
 REQUEST, NOP, RETIRE, READY, RETURNED, LISTENERS, HANDED = 1, 2, 3, 4, 5, 7, 8
-MESSAGE_HEAD = struct.Struct("<HHIQQqIB3x")
+MESSAGE_HEAD = struct.Struct("<HHIQQqIB27x")
 MESSAGE_MOST = MESSAGE_HEAD.size + 65536 + 16384
 MOST_PULLED = 64
 ONE_PUSH = 1 << 24
@@ -295,7 +295,7 @@ class SimulatedCore:
         self.epoll.register(self.channel, select.EPOLLIN)
         self.epoll.register(self.end, select.EPOLLIN)
         self.listening = [socket.socket(fileno=fd) for fd in fds]
-        self.listener_numbers = numbers[: 2 * len(fds) : 2]  # PulledSocket: number, http
+        self.listener_numbers = numbers[: 4 * len(fds) : 4]  # PulledSocket
 
     def pull(self, seq):
         """go_on of _serve.pyx; (whether it is to report, the last number)."""

@@ -59,7 +59,7 @@ class Front:
         pull: bool,
         most_waiting: int,
         allow_from: Sequence[Prefix],
-        forwarded_allow: Sequence[Prefix | None],
+        forwarded_allow: Sequence[Prefix],
         keepalive: float,
         http_buffer: int,
         most_buffered: int,

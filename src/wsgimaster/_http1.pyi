@@ -24,7 +24,7 @@ def read_request(
     port: int = ...,
     own_port: int = ...,
     secure: bool = ...,
-    forwarded_allow: Sequence[tuple[bytes, int] | None] | None = ...,
+    forwarded_allow: Sequence[tuple[bytes, int]] | None = ...,
     proxied: bool = ...,
     limit: int = ...,
 ) -> Head | None: ...

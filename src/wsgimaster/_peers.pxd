@@ -114,7 +114,7 @@ cdef inline NetworkRule *network_rules(prefixes) except? NULL:
 
 cdef inline int set_peers(Peers *peers, allow_from, forwarded_allow) except -1:
     peers.allow, peers.allow_count = network_rules(allow_from), len(allow_from)
-    networks = [rule for rule in forwarded_allow if rule is not None]
+    networks = [rule for rule in forwarded_allow if rule[1] >= 0]
     peers.forwarded, peers.forwarded_count = network_rules(networks), len(networks)
     peers.forwarded_unix = len(networks) < len(forwarded_allow)
     return 0

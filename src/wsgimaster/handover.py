@@ -31,7 +31,8 @@ from wsgimaster.settings import Address, Daemon, Settings
 VARIABLE = "WSGIMASTER_HANDOVER"  # in the new program's environment: PROOF or RESUME, and the numbers of memfds
 PROOF, RESUME = "proof", "resume"
 Text = str  # bytes, each as one character (latin-1)
-# _front.Front.hand_over_clients; the first three: descriptors, or -1; the last two: bytes that it said of next requests, and altogether
+# _front.Front.hand_over_clients; the first three: descriptors, or -1; the last two: bytes that it said of the next
+# requests, and altogether
 # fmt: off
 Client = tuple[
     int, int, int, int, int, bool, int, int, int, int, int, int, bool, bool, int, int, bool, int, bool, int, int,

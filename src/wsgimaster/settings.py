@@ -16,10 +16,10 @@ Network = IPv4Network | IPv6Network
 Peer = Network | Literal["unix"]  # unix: who may connect to our unix sockets
 
 
-def prefix_of(network: Peer) -> tuple[bytes, int] | None:
-    """16 bytes and how many of their bits count; IPv4 as ::ffff:a.b.c.d (RFC 4291 2.5.5.2). None for unix."""
+def prefix_of(network: Peer) -> tuple[bytes, int]:
+    """16 bytes and how many of their bits count; IPv4 as ::ffff:a.b.c.d (RFC 4291 2.5.5.2). For unix, -1 bits."""
     if isinstance(network, str):
-        return None
+        return b"", -1
     if isinstance(network, IPv4Network):
         return bytes(10) + b"\xff\xff" + network.network_address.packed, 96 + network.prefixlen
     return network.network_address.packed, network.prefixlen
@@ -84,8 +84,8 @@ class App(Section):
 
 
 MAX_CORES = 16384  # of the scoreboard: _layout.pxd
-# Threads of the master: the loop's, the log's, the one that writes large bodies to disk, and those that read the workers'
-# memory and, at a reload, the configuration.
+# Threads of the master: the loop's, the log's, the one that writes large bodies to disk, and those that read the
+# workers' memory and, at a reload, the configuration.
 MASTER_TASKS = 5
 
 

@@ -1,4 +1,4 @@
-"""Request bodies that are too large for memory: to an unlinked file in TMPDIR, by a thread, since a disk may keep us waiting.
+"""Request bodies that are too large for memory: to an unlinked file in TMPDIR, by a thread, since a disk can be slow.
 
 Runs in: the master.
 """

@@ -424,6 +424,25 @@ def large(environ, start_response):
 
 
 @route
+def numbers(environ, start_response):
+    """`size` bytes that say where they stand, in pieces; before the last one, `seconds` pass, or it `fails` or `dies`.
+    The log says when the application is done."""
+    wanted = query(environ)
+    size = int(wanted["size"])
+    start_response("200 OK", [*PLAIN, ("Content-Length", str(size))])
+    text = b"".join(b"%08d" % number for number in range(size // 8))
+    for at in range(0, size - BLOCK, BLOCK):
+        yield text[at : at + BLOCK]
+    if "fails" in wanted:
+        raise RuntimeError("in the middle of the answer")
+    if "dies" in wanted:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(float(wanted.get("seconds", 0)))
+    yield text[(size - 1) // BLOCK * BLOCK :]
+    note(environ, f"all numbers of {wanted.get('name')} are written")
+
+
+@route
 def endless(environ, start_response):
     start_response("200 OK", PLAIN)
     return Closing(environ, iter(lambda: b"x" * BLOCK, None))

@@ -53,7 +53,7 @@ def make_core(
 
 def message(kind: int, block: bytes = b"", number: int = 0) -> bytes:
     """What the master sends: a MessageHead of _layout.pxd (no body, a peer that isn't trusted), and the variables."""
-    return struct.pack("<HHIQQqIB3x", kind, 0, len(block), number, number, -1, 0, 0) + block
+    return struct.pack("<HHIQQqIB27x", kind, 0, len(block), number, number, -1, 0, 0) + block
 
 
 def serve(

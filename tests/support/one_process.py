@@ -23,6 +23,7 @@ from wsgimaster.scoreboard import Scoreboard
 SLOT_BYTES = 704  # _layout.pxd; its first field is `taken`
 WANTED = 8  # in the board's head
 QUEUE_WAIT = 0.05  # seconds
+READY = (4).to_bytes(2, "little") + bytes(62)  # a MessageHead, _layout.pxd: kind, and nothing else
 
 
 class Recorder:
@@ -153,6 +154,10 @@ class Bench:
             forwarded_allow=(),
             events=self.events,
             keepalive=75.0,
+            http_buffer=1 << 20,
+            most_buffered=1 << 26,
+            http_timeout=60.0,
+            proxied=False,
         )
         listeners = []
         for name in ["http.sock"] * http + list(names):

@@ -59,7 +59,7 @@ class SteppedCore:
         self.calls = CallsOf(descriptor)
         self.calls.until("recvmsg")  # it has said READY
         self.channel.recv(100)
-        head = message(LISTENERS, number=NUMBER) + bytes(2 * MOST_PULLED)
+        head = message(LISTENERS, number=NUMBER) + bytes(4 * MOST_PULLED)
         socket.send_fds(self.channel, [head], [self.listener.fileno()])
         self.calls.until("poll")
 

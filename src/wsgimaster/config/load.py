@@ -312,6 +312,12 @@ class _Build:
             return None
 
     def _warn_of_open_sockets(self, settings: Settings) -> None:
+        if settings.sockets.http_proxy_protocol and not settings.sockets.forwarded_allow:
+            self.notes.add(
+                self._set_by("sockets.http_proxy_protocol"),
+                "nobody may send PROXY lines, and whoever does gets 400; name the load balancers:"
+                " forwarded-allow = 10.0.0.0/8",
+            )
         if settings.sockets.allow_from:
             return
         for address in settings.sockets.addresses:
