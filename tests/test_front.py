@@ -227,7 +227,7 @@ def test_a_new_worker_does_not_owe_what_its_predecessor_owed(stopped):
     bench, worker = stopped
     bench.ask("/returned")
     seq = int.from_bytes(worker.recv(200)[8:16], "little")
-    worker.send(RETURNED + bytes(6) + seq.to_bytes(8, "little") + bytes(24))
+    worker.send(RETURNED + bytes(6) + seq.to_bytes(8, "little") + bytes(48))
     bench.until(lambda: bench.events.lost == [0])
     bench.front.remove_core(0)
     bench.until(
