@@ -37,7 +37,14 @@ setup(
                 extra_compile_args=FLAGS,
                 extra_link_args=LINK,
             )
-            for path in ("src/_proto.pyx", "src/_http1.pyx", "src/_front.pyx", "src/_serve.pyx", "src/_process.pyx")
+            for path in (
+                "src/_proto.pyx",
+                "src/_http1.pyx",
+                "src/_front.pyx",
+                "src/_serve.pyx",
+                "src/_files.pyx",
+                "src/_process.pyx",
+            )
         ],
         include_path=["src"],
         language_level=3,

@@ -42,7 +42,8 @@ EFFECTS = {"asyncio", "logging", "os", "psutil", "random", "signal", "socket", "
 MAY_IMPORT = {
     # the application's side: no event loop, none of our dependencies
     "zygote": {"worker", "hazards", "hooks", "messages", "errors", "_process"},
-    "worker": {"loader", "errors", "hooks", "_process", "_serve"},
+    "worker": {"loader", "errors", "hooks", "static", "_process", "_serve"},
+    "static": {"_files", "_serve"},
     "loader": {"errors"},
     "hazards": set(),
     "hooks": set(),

@@ -196,6 +196,7 @@ def plan_for_zygote(settings: Settings, descriptors: tuple[int, int]) -> dict[st
         "lazy": app.lazy,
         "required": app.required,
         "hooks": settings.hooks.model_dump(),
+        "static": settings.static.model_dump() if settings.static.wanted else None,
         "check": settings.reloading.check,
         "trial": False,  # others serve meanwhile: without an application it has to end
         "processes": processes.processes,

@@ -6,6 +6,7 @@ one of 300 fields: the master carries them for its whole life. Durations are sec
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Literal
@@ -336,6 +337,84 @@ class Hooks(Section):
     as_user_atexit: tuple[str, ...] = ()
 
 
+class Static(Section):
+    """Files that the server answers for: static.py."""
+
+    check: tuple[str, ...] = ()  # `check-static`: directories
+    docroot: bool = False  # `check-static-docroot`
+    maps: tuple[str, ...] = ()  # `static-map`: /path=directory or file
+    maps_kept: tuple[str, ...] = ()  # `static-map2`
+    skip: tuple[str, ...] = ()  # `static-skip-ext`: ends of names
+    index: tuple[str, ...] = ()
+    safe: tuple[str, ...] = ()  # directories to which links may lead
+    mime_files: tuple[str, ...] = ()
+    expires: tuple[str, ...] = ()  # pattern, a space, seconds; the next ones as well
+    expires_mtime: tuple[str, ...] = ()
+    expires_uri: tuple[str, ...] = ()
+    expires_uri_mtime: tuple[str, ...] = ()
+    expires_path_info: tuple[str, ...] = ()
+    expires_path_info_mtime: tuple[str, ...] = ()
+    expires_type: tuple[str, ...] = ()  # type=seconds
+    expires_type_mtime: tuple[str, ...] = ()
+    compressed: tuple[str, ...] = ()  # `static-gzip`: patterns
+    compressed_all: bool = False
+    compressed_dir: tuple[str, ...] = ()  # beginnings of files' names
+    compressed_ext: tuple[str, ...] = ()  # their ends
+
+    @field_validator("maps", "maps_kept")
+    @classmethod
+    def _have_two_parts(cls, lines: tuple[str, ...]) -> tuple[str, ...]:
+        for text in lines:
+            path, _, where = text.partition("=")
+            if not path or not where:
+                raise ValueError(f"expected /path=directory, found {text!r}")
+        return lines
+
+    @field_validator(
+        "expires",
+        "expires_mtime",
+        "expires_uri",
+        "expires_uri_mtime",
+        "expires_path_info",
+        "expires_path_info_mtime",
+    )
+    @classmethod
+    def _have_seconds(cls, lines: tuple[str, ...]) -> tuple[str, ...]:
+        for text in lines:
+            pattern, _, seconds = text.rpartition(" ")
+            if not pattern or not seconds.isdigit():
+                raise ValueError(f"expected a pattern, a space and seconds, found {text!r}")
+            _compile(pattern)
+        return lines
+
+    @field_validator("expires_type", "expires_type_mtime")
+    @classmethod
+    def _have_types(cls, lines: tuple[str, ...]) -> tuple[str, ...]:
+        for text in lines:
+            kind, _, seconds = text.partition("=")
+            if not kind or not seconds.isdigit():
+                raise ValueError(f"expected type=seconds, found {text!r}")
+        return lines
+
+    @field_validator("compressed")
+    @classmethod
+    def _are_patterns(cls, lines: tuple[str, ...]) -> tuple[str, ...]:
+        for text in lines:
+            _compile(text)
+        return lines
+
+    @property
+    def wanted(self) -> bool:
+        return bool(self.check or self.docroot or self.maps or self.maps_kept)
+
+
+def _compile(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"expected a regular expression, found {pattern!r} ({error})") from None
+
+
 class Identity(Section):
     uid: int | None = None
     gid: int | None = None
@@ -367,6 +446,7 @@ class Settings(Section):
     control: Control = Control()
     daemons: Daemons = Daemons()
     hooks: Hooks = Hooks()
+    static: Static = Static()
     identity: Identity = Identity()
     logging: Logging = Logging()
 

@@ -233,6 +233,10 @@ def serve(
     """One core per channel; core 1 in the main thread, since applications use signal.alarm."""
     memory, doorbell = mmap.mmap(board[0], 0), board[1]
     threads = len(channels)
+    if plan["static"]:
+        from wsgimaster.static import StaticFiles  # not before it is needed: the application would find it imported
+
+        application = StaticFiles(application, plan["static"])
     cores = [
         _serve.Core(
             channel,

@@ -22,38 +22,12 @@ from wsgimaster.config.values import READERS, Context, Value, is_on, shortened
 from wsgimaster.errors import ConfigError, ConfigErrors
 from wsgimaster.settings import (
     Algorithm,
-    App,
-    Cheaper,
-    Control,
-    Daemons,
-    Harakiri,
-    Hooks,
-    Identity,
-    Logging,
     Processes,
     Protocol,
-    Recycling,
-    Reloading,
     Settings,
-    Sockets,
-    Titles,
 )
 
-SECTIONS: dict[str, type[BaseModel]] = {
-    "sockets": Sockets,
-    "app": App,
-    "processes": Processes,
-    "harakiri": Harakiri,
-    "recycling": Recycling,
-    "cheaper": Cheaper,
-    "titles": Titles,
-    "reloading": Reloading,
-    "control": Control,
-    "daemons": Daemons,
-    "hooks": Hooks,
-    "identity": Identity,
-    "logging": Logging,
-}
+SECTIONS = {name: cast(type[BaseModel], field.annotation) for name, field in Settings.model_fields.items()}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,365 @@
+"""Files that the server answers for: `static-map` and its family, before the application hears of the request.
+
+A request for a file that isn't there, or that isn't to be had, is the application's, as under uWSGI. What is to be had
+is what lies beneath the directory, and the kernel sees to that (_files.pyx).
+
+Runs in: the worker.
+"""
+
+import errno
+import io
+import mimetypes
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable
+from stat import S_ISDIR, S_ISREG
+from typing import Any, NamedTuple
+
+from wsgimaster._files import open_beneath
+from wsgimaster._serve import FileWrapper
+
+Environ = dict[str, Any]
+StartResponse = Callable[..., Any]
+Headers = list[tuple[str, str]]
+
+SMALL = 1 << 16  # bytes; a larger file goes out by sendfile
+MOST_KNOWN = 1000  # files whose headers are remembered
+# What we answer when it isn't to be had; anything else (no descriptor is free, a disk that fails) is an error.
+MISSING = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.EXDEV, errno.ENXIO}
+# Of the web, and not in every Python's or system's table.
+MORE_TYPES = {
+    ".avif": "image/avif",
+    ".mjs": "text/javascript",
+    ".otf": "font/otf",
+    ".ttf": "font/ttf",
+    ".webmanifest": "application/manifest+json",
+    ".webp": "image/webp",
+    ".woff": "font/woff",
+    ".woff2": "font/woff2",
+}
+SISTERS = (("br", ".br"), ("gzip", ".gz"))  # the first that the client takes
+DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+DATE = re.compile(r"[A-Z][a-z]{2}, (\d\d) ([A-Z][a-z]{2}) (\d{4}) (\d\d):(\d\d):(\d\d) GMT")
+RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+
+
+class Rule(NamedTuple):
+    """Paths that begin so are looked for beneath the root. None: DOCUMENT_ROOT. kept: the beginning is a part of the
+    file's name."""
+
+    prefix: str
+    root: bytes | None
+    kept: bool
+
+
+class Expiry(NamedTuple):
+    """subject: what the pattern is searched in, file, uri or path; since_change: else since now."""
+
+    subject: str
+    pattern: re.Pattern[str]
+    seconds: int
+    since_change: bool
+
+
+class Opened(NamedTuple):
+    file: int
+    size: int  # bytes
+    changed: int  # ns since the epoch
+    name: bytes
+    encoding: str  # of a compressed sister
+
+
+class StaticFiles:
+    """The application, with these files before it. plan: settings.Static, as plain values."""
+
+    def __init__(self, application: Callable[..., Iterable[bytes]], plan: dict[str, Any]) -> None:
+        self.application = application
+        self.rules = rules_of(plan)
+        self.prefixes = tuple(rule.prefix for rule in self.rules)
+        self.skipped = tuple(plan["skip"])
+        self.indexes = [os.fsencode(name) for name in plan["index"]]
+        self.safe = [os.fsencode(path) for path in plan["safe"]]
+        self.expiries, self.expiry_of_type = expiries_of(plan)
+        self.compressed = [re.compile(text) for text in plan["compressed"]]
+        self.compressed_all = plan["compressed_all"]
+        self.compressed_beginnings = tuple(os.fsencode(text) for text in plan["compressed_dir"])
+        self.compressed_ends = tuple(os.fsencode(text) for text in plan["compressed_ext"])
+        self.compresses = bool(
+            self.compressed_all or self.compressed or plan["compressed_dir"] or plan["compressed_ext"]
+        )
+        self.types = types_of(plan["mime_files"])
+        self.known: dict[bytes, tuple[int, int, Headers]] = {}
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if path.startswith(self.prefixes) and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
+            opened = self.find(path, environ)
+            if opened is not None:
+                return self.answer(opened, path, environ, start_response)
+        return self.application(environ, start_response)
+
+    # ---- which file ----
+
+    def find(self, path: str, environ: Environ) -> Opened | None:
+        if "\0" in path or (self.skipped and path.endswith(self.skipped)):
+            return None
+        for prefix, root, kept in self.rules:
+            if not path.startswith(prefix):
+                continue
+            rest = path if kept else path[len(prefix) :]
+            if not kept and rest[:1] not in ("", "/") and prefix[-1:] != "/":
+                continue  # /static doesn't mean /statics
+            if root is None:
+                root = environ.get("DOCUMENT_ROOT", "").encode("latin-1")
+            if root and (opened := self.look(root, rest.lstrip("/").encode("latin-1"), environ)):
+                return opened
+        return None
+
+    def look(self, root: bytes, path: bytes, environ: Environ) -> Opened | None:
+        """The file beneath the root, its directory's index, or its compressed sister."""
+        found = self.open(root, path)
+        if found is None:
+            return None
+        file, mode, size, changed = found
+        if S_ISREG(mode) and not path.endswith(b"/"):
+            opened = Opened(file, size, changed, os.path.join(root, path) if path else root, "")
+            return self.sister(root, path, opened, environ) if self.compresses else opened
+        os.close(file)
+        if S_ISDIR(mode):
+            for index in self.indexes:
+                if opened := self.look(root, os.path.join(path, index), environ):  # type: ignore[assignment]
+                    return opened
+        return None
+
+    def open(self, root: bytes, path: bytes) -> tuple[int, int, int, int] | None:
+        try:
+            return open_beneath(root, path)
+        except OSError as error:
+            if error.errno in (errno.EXDEV, errno.ENOSYS, errno.EPERM):
+                return self.open_elsewhere(root, path)
+            if error.errno not in MISSING:
+                raise
+            return None
+
+    def open_elsewhere(self, root: bytes, path: bytes) -> tuple[int, int, int, int] | None:
+        """A link that leads out of the root by its text may come back to it, or lead to a `static-safe` directory. The
+        file is opened by its real path, where no link may be any more."""
+        try:
+            real = os.path.realpath(os.path.join(root, path), strict=True)
+            for base in (root, *self.safe):
+                base = os.path.realpath(base)
+                if real.startswith(os.path.join(base, b"")):
+                    return open_real(base, real[len(os.path.join(base, b"")) :])
+        except OSError as error:
+            if error.errno not in MISSING:
+                raise
+            return None
+        print(
+            f"[uwsgi-fileserve] security error: {shown(real)} is not under {shown(root)} or a safe path",
+            file=sys.stderr,
+        )
+        return None
+
+    def sister(self, root: bytes, path: bytes, opened: Opened, environ: Environ) -> Opened:
+        """Its compressed form, if there is one and the client takes it."""
+        name = opened.name
+        accepted = environ.get("HTTP_ACCEPT_ENCODING", "").lower()
+        if not (
+            self.compressed_all
+            or name.startswith(self.compressed_beginnings)
+            or name.endswith(self.compressed_ends)
+            or any(pattern.search(shown(name)) for pattern in self.compressed)
+        ):
+            return opened
+        opened = opened._replace(encoding="identity")
+        for encoding, end in SISTERS:
+            if takes(accepted, encoding) and (found := self.open(root, path + end.encode())):
+                file, mode, size, changed = found
+                if S_ISREG(mode):
+                    os.close(opened.file)
+                    return Opened(file, size, changed, name, encoding)
+                os.close(file)
+        return opened
+
+    # ---- what is said of it ----
+
+    def answer(self, opened: Opened, path: str, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        file, size = opened.file, opened.size
+        try:
+            headers = self.headers(opened)
+            if self.expiries or self.expiry_of_type:
+                headers = self.expiry(opened, headers, path, environ) + headers
+            status, start, length = "200 OK", 0, size
+            if "HTTP_RANGE" in environ or "HTTP_IF_NONE_MATCH" in environ or "HTTP_IF_MODIFIED_SINCE" in environ:
+                status, start, length, headers = conditional(environ, headers, opened.changed, size)
+            start_response(status, [*headers, ("Content-Length", str(length))] if status[:3] != "304" else headers)
+            if length == 0 or environ["REQUEST_METHOD"] == "HEAD" or status[:3] == "304":
+                return [b""]
+            if length <= SMALL:
+                return [os.pread(file, length, start)]
+            stream = io.FileIO(file)
+            file = -1  # the stream's, which is closed after the answer
+            stream.seek(start)
+            return FileWrapper(stream)
+        finally:
+            if file >= 0:
+                os.close(file)
+
+    def headers(self, opened: Opened) -> Headers:
+        """All but how long it is and when it expires."""
+        key = opened.name + opened.encoding.encode()
+        changed, size, headers = self.known.get(key, (0, 0, []))
+        if headers and (changed, size) == (opened.changed, opened.size):
+            return headers
+        headers = []
+        if opened.encoding:
+            headers.append(("Vary", "Accept-Encoding"))
+        if opened.encoding not in ("", "identity"):
+            headers.append(("Content-Encoding", opened.encoding))
+        if kind := self.types.get(os.path.splitext(shown(opened.name))[1].lower()):
+            headers.append(("Content-Type", kind))
+        headers += [
+            ("Last-Modified", http_date(opened.changed // 1_000_000_000)),
+            ("ETag", f'"{opened.changed:x}-{opened.size:x}{opened.encoding[:2]}"'),
+            ("Accept-Ranges", "bytes"),
+        ]
+        if len(self.known) >= MOST_KNOWN:
+            self.known.clear()
+        self.known[key] = opened.changed, opened.size, headers
+        return headers
+
+    def expiry(self, opened: Opened, headers: Headers, path: str, environ: Environ) -> Headers:
+        """The first rule that fits."""
+        kind = next((value for name, value in headers if name == "Content-Type"), "")
+        if (of_type := self.expiry_of_type.get(kind)) is not None:
+            seconds, since_change = of_type
+            return [("Expires", expires(seconds, since_change, opened.changed))]
+        subjects = {"file": shown(opened.name), "uri": environ.get("REQUEST_URI", ""), "path": path}
+        for subject, pattern, seconds, since_change in self.expiries:
+            if pattern.search(subjects[subject]):
+                return [("Expires", expires(seconds, since_change, opened.changed))]
+        return []
+
+
+# ---- what the options say ----
+
+
+def rules_of(plan: dict[str, Any]) -> list[Rule]:
+    """In uWSGI's order."""
+    found = [Rule("", os.fsencode(root), kept=True) for root in plan["check"]]
+    for name, kept in (("maps", False), ("maps_kept", True)):
+        for text in plan[name]:
+            prefix, _, root = text.partition("=")
+            found.append(Rule(os.fsencode(prefix).decode("latin-1"), os.fsencode(root), kept))
+    return [*found, Rule("", None, kept=True)] if plan["docroot"] else found
+
+
+def expiries_of(plan: dict[str, Any]) -> tuple[list[Expiry], dict[str, tuple[int, bool]]]:
+    """Those of patterns, and those of content types."""
+    patterns: list[Expiry] = []
+    types: dict[str, tuple[int, bool]] = {}
+    for end, since_change in (("", False), ("_mtime", True)):
+        for subject, name in (("file", "expires"), ("uri", "expires_uri"), ("path", "expires_path_info")):
+            for text in plan[name + end]:
+                pattern, _, seconds = text.rpartition(" ")
+                patterns.append(Expiry(subject, re.compile(pattern), int(seconds), since_change))
+        for text in plan["expires_type" + end]:
+            kind, _, seconds = text.partition("=")
+            types.setdefault(kind, (int(seconds), since_change))
+    return patterns, types
+
+
+def types_of(files: Iterable[str]) -> dict[str, str]:
+    """Content types by the ends of names: Python's, what it lacks, and those of the files (`mimefile`)."""
+    found = mimetypes.MimeTypes()
+    known = {**MORE_TYPES, **found.types_map[1]}
+    for name in files or ["/etc/mime.types"]:
+        try:
+            read = mimetypes.read_mime_types(name)
+        except (OSError, UnicodeDecodeError):
+            read = None
+        if read is not None:
+            known.update(read)
+        elif files:
+            print(f"the content types in {name} can't be read", file=sys.stderr)
+    return known
+
+
+# ---- pure helpers ----
+
+
+def open_real(base: bytes, path: bytes) -> tuple[int, int, int, int] | None:
+    """A file by a path that has no links, beneath a directory that has none either."""
+    try:
+        return open_beneath(base, path, links=False)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EPERM):
+            raise
+    file = os.open(os.path.join(base, path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW)
+    status = os.fstat(file)
+    if os.readlink(f"/proc/self/fd/{file}").encode("utf-8", "surrogateescape") == os.path.join(base, path):
+        return file, status.st_mode, status.st_size, status.st_mtime_ns
+    os.close(file)  # a link has come into its path meanwhile
+    return None
+
+
+def conditional(environ: Environ, headers: Headers, changed: int, size: int) -> tuple[str, int, int, Headers]:
+    """(status, first byte, bytes, headers) of a request with conditions: RFC 9110 13.2.2, 14.2."""
+    values = dict(headers)
+    if "HTTP_IF_NONE_MATCH" in environ:
+        tags = [tag.strip().removeprefix("W/") for tag in environ["HTTP_IF_NONE_MATCH"].split(",")]
+        if "*" in tags or values["ETag"] in tags:
+            return "304 Not Modified", 0, 0, headers
+    elif not_changed_since(environ.get("HTTP_IF_MODIFIED_SINCE", ""), changed):
+        return "304 Not Modified", 0, 0, headers
+    asked = RANGE.fullmatch(environ.get("HTTP_RANGE", "").replace(" ", ""))
+    condition = environ.get("HTTP_IF_RANGE", "")
+    if asked is None or environ["REQUEST_METHOD"] != "GET" or asked[0] == "bytes=-":
+        return "200 OK", 0, size, headers
+    if condition and condition not in (values["ETag"], values["Last-Modified"]):
+        return "200 OK", 0, size, headers
+    if asked[1]:
+        start, end = int(asked[1]), min(int(asked[2] or size - 1), size - 1)
+        if asked[2] and int(asked[2]) < start:
+            return "200 OK", 0, size, headers
+    else:
+        start, end = max(0, size - int(asked[2])), size - 1
+    if start > end:
+        return "416 Range Not Satisfiable", 0, 0, [*headers, ("Content-Range", f"bytes */{size}")]
+    return "206 Partial Content", start, end - start + 1, [*headers, ("Content-Range", f"bytes {start}-{end}/{size}")]
+
+
+def not_changed_since(date: str, changed: int) -> bool:
+    """Whether that is a date (RFC 9110 5.6.7, the preferred form), and no earlier than the change, ns."""
+    found = DATE.fullmatch(date)
+    if found is None or found[2] not in MONTHS:
+        return False
+    day, month, year, *clock = found.groups()
+    then = (int(year), MONTHS.index(month) + 1, int(day), *map(int, clock))
+    return then >= time.gmtime(changed // 1_000_000_000)[:6]
+
+
+def http_date(seconds: int) -> str:
+    """By hand: strftime knows other languages."""
+    year, month, day, hour, minute, second, weekday, *_ = time.gmtime(seconds)
+    return f"{DAYS[weekday]}, {day:02} {MONTHS[month - 1]} {year:04} {hour:02}:{minute:02}:{second:02} GMT"
+
+
+def expires(seconds: int, since_change: bool, changed: int) -> str:
+    return http_date((changed // 1_000_000_000 if since_change else int(time.time())) + seconds)
+
+
+def takes(accepted: str, encoding: str) -> bool:
+    """Whether Accept-Encoding, in small letters, names the encoding without a weight of 0: RFC 9110 12.5.3."""
+    for part in accepted.split(","):
+        name, _, weight = part.strip().partition(";")
+        if name.strip() == encoding:
+            return weight.replace(" ", "").rstrip("0.") != "q="
+    return False
+
+
+def shown(name: bytes) -> str:
+    return os.fsdecode(name)
