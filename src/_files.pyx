@@ -8,6 +8,7 @@ Runs in: the worker.
 
 import os
 
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.errno cimport errno
 from libc.stdint cimport int64_t
 
@@ -46,6 +47,20 @@ cdef extern from * nogil:
         errno = error;
         return fd;
     }
+    /* And close it. */
+    static ssize_t read_all(int fd, char *to, size_t size) {
+        size_t done = 0;
+        ssize_t n = 1;
+        while (done < size && n > 0) {
+            n = read(fd, to + done, size - done);
+            if (n > 0) done += (size_t)n;
+            if (n < 0 && errno == EINTR) n = 1;
+        }
+        int error = errno;
+        close(fd);
+        errno = error;
+        return n < 0 ? -1 : (ssize_t)done;
+    }
     static int64_t changed_ns(const struct stat *status) {
         return (int64_t)status->st_mtim.tv_sec * 1000000000 + status->st_mtim.tv_nsec;
     }
@@ -55,10 +70,13 @@ cdef extern from * nogil:
         int64_t st_size
     int open_beneath_root(const char *root, const char *path, bint links, stat *status)
     int64_t changed_ns(const stat *status)
+    ssize_t read_all(int fd, char *to, size_t size)
+    bint S_ISREG(unsigned int mode)
 
 
-def open_beneath(bytes root not None, bytes path not None, bint links=True):
-    """Open for reading: (descriptor, mode, bytes, time of the last change in ns).
+def open_beneath(bytes root not None, bytes path not None, size_t small, bint links=True):
+    """Open for reading: (descriptor, mode, bytes, time of the last change in ns, content). A regular file of up to `small`
+    bytes is read at once, and then the descriptor is -1; otherwise the content is None.
 
     path: relative to `root`, without a NUL; empty for `root` itself. links: whether symbolic links beneath the root may lead
     to other places beneath it. Raises OSError: EXDEV for a path that leads outside, ELOOP for a link where none may be,
@@ -68,8 +86,21 @@ def open_beneath(bytes root not None, bytes path not None, bint links=True):
     cdef int fd
     cdef const char *root_text = root
     cdef const char *path_text = path
+    cdef bytes content = None
+    cdef char *to
+    cdef ssize_t n
     with nogil:  # it may be on a disk
         fd = open_beneath_root(root_text, path_text, links, &status)
     if fd < 0:
         raise OSError(errno, os.strerror(errno), path)
-    return fd, status.st_mode, status.st_size, changed_ns(&status)
+    if S_ISREG(status.st_mode) and <size_t>status.st_size <= small:
+        content = PyBytes_FromStringAndSize(NULL, status.st_size)
+        to = PyBytes_AS_STRING(content)
+        with nogil:
+            n = read_all(fd, to, status.st_size)
+        if n < 0:
+            raise OSError(errno, os.strerror(errno), path)
+        if n < status.st_size:  # it became shorter in this moment
+            content = content[:n]
+        fd = -1
+    return fd, status.st_mode, status.st_size if content is None else len(content), changed_ns(&status), content

@@ -92,10 +92,10 @@ def serving(**options: Any) -> static.StaticFiles:
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a container's seccomp filter doesn't know it."""
 
-    def refuse(root: bytes, path: bytes, links: bool = True) -> tuple[int, int, int, int]:
+    def refuse(root: bytes, path: bytes, small: int, links: bool = True) -> static.Found:
         if path:
             raise OSError(errno.ENOSYS, "Function not implemented")
-        return _files.open_beneath(root, path, links)
+        return _files.open_beneath(root, path, small, links)
 
     if request.param == "without openat2":
         monkeypatch.setattr(static, "open_beneath", refuse)

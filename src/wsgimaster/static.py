@@ -24,7 +24,7 @@ Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
 Headers = list[tuple[str, str]]
 
-SMALL = 1 << 16  # bytes; a larger file goes out by sendfile
+SMALL = 1 << 16  # bytes, sent together with the head; a larger file goes out by sendfile
 MOST_KNOWN = 1000  # files whose headers are remembered
 # What we answer when it isn't to be had; anything else (no descriptor is free, a disk that fails) is an error.
 MISSING = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.EXDEV, errno.ENXIO}
@@ -39,7 +39,8 @@ MORE_TYPES = {
     ".woff": "font/woff",
     ".woff2": "font/woff2",
 }
-SISTERS = (("br", ".br"), ("gzip", ".gz"))  # the first that the client takes
+NOTHING_KNOWN: tuple[int, int, Headers] = (-1, -1, [])
+SISTERS = (("br", b".br"), ("gzip", b".gz"))  # the first that the client takes
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 DATE = re.compile(r"[A-Z][a-z]{2}, (\d\d) ([A-Z][a-z]{2}) (\d{4}) (\d\d):(\d\d):(\d\d) GMT")
@@ -64,12 +65,23 @@ class Expiry(NamedTuple):
     since_change: bool
 
 
+Found = tuple[int, int, int, int, bytes | None]  # open_beneath
+
+
 class Opened(NamedTuple):
+    """A file to be sent. file: -1 if `content` is all of it."""
+
     file: int
     size: int  # bytes
     changed: int  # ns since the epoch
-    name: bytes
-    encoding: str  # of a compressed sister
+    content: bytes | None
+    root: bytes
+    path: bytes
+    encoding: str  # of a compressed sister; identity: there might be one; "": there is none
+
+    @property
+    def name(self) -> bytes:
+        return os.path.join(self.root, self.path) if self.path else self.root
 
 
 class StaticFiles:
@@ -91,7 +103,7 @@ class StaticFiles:
             self.compressed_all or self.compressed or plan["compressed_dir"] or plan["compressed_ext"]
         )
         self.types = types_of(plan["mime_files"])
-        self.known: dict[bytes, tuple[int, int, Headers]] = {}
+        self.known: dict[tuple[bytes, bytes, str], tuple[int, int, Headers]] = {}
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
@@ -123,20 +135,20 @@ class StaticFiles:
         found = self.open(root, path)
         if found is None:
             return None
-        file, mode, size, changed = found
-        if S_ISREG(mode) and not path.endswith(b"/"):
-            opened = Opened(file, size, changed, os.path.join(root, path) if path else root, "")
-            return self.sister(root, path, opened, environ) if self.compresses else opened
-        os.close(file)
+        file, mode, size, changed, content = found
+        if S_ISREG(mode) and path[-1:] != b"/":
+            opened = Opened(file, size, changed, content, root, path, "")
+            return self.sister(opened, environ) if self.compresses else opened
+        close(file)
         if S_ISDIR(mode):
             for index in self.indexes:
-                if opened := self.look(root, os.path.join(path, index), environ):  # type: ignore[assignment]
-                    return opened
+                if (of_directory := self.look(root, os.path.join(path, index), environ)) is not None:
+                    return of_directory
         return None
 
-    def open(self, root: bytes, path: bytes) -> tuple[int, int, int, int] | None:
+    def open(self, root: bytes, path: bytes) -> Found | None:
         try:
-            return open_beneath(root, path)
+            return open_beneath(root, path, SMALL)
         except OSError as error:
             if error.errno in (errno.EXDEV, errno.ENOSYS, errno.EPERM):
                 return self.open_elsewhere(root, path)
@@ -144,13 +156,13 @@ class StaticFiles:
                 raise
             return None
 
-    def open_elsewhere(self, root: bytes, path: bytes) -> tuple[int, int, int, int] | None:
+    def open_elsewhere(self, root: bytes, path: bytes) -> Found | None:
         """A link that leads out of the root by its text may come back to it, or lead to a `static-safe` directory. The
         file is opened by its real path, where no link may be any more."""
         try:
             real = os.path.realpath(os.path.join(root, path), strict=True)
-            for base in (root, *self.safe):
-                base = os.path.realpath(base)
+            for one in (root, *self.safe):
+                base = os.path.realpath(one)
                 if real.startswith(os.path.join(base, b"")):
                     return open_real(base, real[len(os.path.join(base, b"")) :])
         except OSError as error:
@@ -163,10 +175,9 @@ class StaticFiles:
         )
         return None
 
-    def sister(self, root: bytes, path: bytes, opened: Opened, environ: Environ) -> Opened:
+    def sister(self, opened: Opened, environ: Environ) -> Opened:
         """Its compressed form, if there is one and the client takes it."""
         name = opened.name
-        accepted = environ.get("HTTP_ACCEPT_ENCODING", "").lower()
         if not (
             self.compressed_all
             or name.startswith(self.compressed_beginnings)
@@ -174,61 +185,60 @@ class StaticFiles:
             or any(pattern.search(shown(name)) for pattern in self.compressed)
         ):
             return opened
-        opened = opened._replace(encoding="identity")
+        accepted = environ.get("HTTP_ACCEPT_ENCODING", "").lower()
         for encoding, end in SISTERS:
-            if takes(accepted, encoding) and (found := self.open(root, path + end.encode())):
-                file, mode, size, changed = found
+            if takes(accepted, encoding) and (found := self.open(opened.root, opened.path + end)):
+                file, mode, size, changed, content = found
                 if S_ISREG(mode):
-                    os.close(opened.file)
-                    return Opened(file, size, changed, name, encoding)
-                os.close(file)
-        return opened
+                    close(opened.file)
+                    return Opened(file, size, changed, content, opened.root, opened.path, encoding)
+                close(file)
+        return opened._replace(encoding="identity")
 
     # ---- what is said of it ----
 
     def answer(self, opened: Opened, path: str, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        file, size = opened.file, opened.size
+        file, size, changed, content, *_ = opened
         try:
             headers = self.headers(opened)
             if self.expiries or self.expiry_of_type:
                 headers = self.expiry(opened, headers, path, environ) + headers
             status, start, length = "200 OK", 0, size
             if "HTTP_RANGE" in environ or "HTTP_IF_NONE_MATCH" in environ or "HTTP_IF_MODIFIED_SINCE" in environ:
-                status, start, length, headers = conditional(environ, headers, opened.changed, size)
-            start_response(status, [*headers, ("Content-Length", str(length))] if status[:3] != "304" else headers)
-            if length == 0 or environ["REQUEST_METHOD"] == "HEAD" or status[:3] == "304":
+                status, start, length, headers = conditional(environ, headers, changed, size)
+            start_response(status, headers if status[:3] == "304" else [*headers, ("Content-Length", str(length))])
+            if length == 0 or environ["REQUEST_METHOD"] == "HEAD":
                 return [b""]
-            if length <= SMALL:
-                return [os.pread(file, length, start)]
+            if content is not None:
+                return [content if length == size else content[start : start + length]]
             stream = io.FileIO(file)
             file = -1  # the stream's, which is closed after the answer
             stream.seek(start)
             return FileWrapper(stream)
         finally:
-            if file >= 0:
-                os.close(file)
+            close(file)
 
     def headers(self, opened: Opened) -> Headers:
         """All but how long it is and when it expires."""
-        key = opened.name + opened.encoding.encode()
-        changed, size, headers = self.known.get(key, (0, 0, []))
-        if headers and (changed, size) == (opened.changed, opened.size):
+        _, size, changed, _, root, path, encoding = opened
+        known_changed, known_size, headers = self.known.get((root, path, encoding), NOTHING_KNOWN)
+        if known_changed == changed and known_size == size:
             return headers
         headers = []
-        if opened.encoding:
+        if encoding:
             headers.append(("Vary", "Accept-Encoding"))
-        if opened.encoding not in ("", "identity"):
-            headers.append(("Content-Encoding", opened.encoding))
+        if encoding not in ("", "identity"):
+            headers.append(("Content-Encoding", encoding))
         if kind := self.types.get(os.path.splitext(shown(opened.name))[1].lower()):
             headers.append(("Content-Type", kind))
         headers += [
-            ("Last-Modified", http_date(opened.changed // 1_000_000_000)),
-            ("ETag", f'"{opened.changed:x}-{opened.size:x}{opened.encoding[:2]}"'),
+            ("Last-Modified", http_date(changed // 1_000_000_000)),
+            ("ETag", f'"{changed:x}-{size:x}{encoding[:2]}"'),
             ("Accept-Ranges", "bytes"),
         ]
         if len(self.known) >= MOST_KNOWN:
             self.known.clear()
-        self.known[key] = opened.changed, opened.size, headers
+        self.known[root, path, encoding] = changed, size, headers
         return headers
 
     def expiry(self, opened: Opened, headers: Headers, path: str, environ: Environ) -> Headers:
@@ -291,19 +301,24 @@ def types_of(files: Iterable[str]) -> dict[str, str]:
 # ---- pure helpers ----
 
 
-def open_real(base: bytes, path: bytes) -> tuple[int, int, int, int] | None:
+def open_real(base: bytes, path: bytes) -> Found | None:
     """A file by a path that has no links, beneath a directory that has none either."""
     try:
-        return open_beneath(base, path, links=False)
+        return open_beneath(base, path, SMALL, links=False)
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.EPERM):
             raise
     file = os.open(os.path.join(base, path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW)
-    status = os.fstat(file)
-    if os.readlink(f"/proc/self/fd/{file}").encode("utf-8", "surrogateescape") == os.path.join(base, path):
-        return file, status.st_mode, status.st_size, status.st_mtime_ns
-    os.close(file)  # a link has come into its path meanwhile
+    if os.fsencode(os.readlink(f"/proc/self/fd/{file}")) == os.path.join(base, path):
+        status = os.fstat(file)
+        return file, status.st_mode, status.st_size, status.st_mtime_ns, None
+    close(file)  # a link has come into its path meanwhile
     return None
+
+
+def close(file: int) -> None:
+    if file >= 0:
+        os.close(file)
 
 
 def conditional(environ: Environ, headers: Headers, changed: int, size: int) -> tuple[str, int, int, Headers]:
