@@ -117,6 +117,12 @@ cdef extern from * nogil:
         return 1;
     }
 
+    static int is_stream(int fd) {
+        int kind = 0;
+        socklen_t size = sizeof kind;
+        return getsockopt(fd, SOL_SOCKET, SO_TYPE, &kind, &size) == 0 && kind == SOCK_STREAM;
+    }
+
     static int is_readable(int fd) {
         struct pollfd p = { fd, POLLIN, 0 };
         return poll(&p, 1, 0) > 0;
@@ -141,6 +147,7 @@ cdef extern from * nogil:
     bint is_readable(int fd)
     void read_timer(int fd)
     int signal_thread(int pid, int tid, int number)
+    bint is_stream(int fd)
     int memfd_create(const char *name, unsigned int flags)
     bint write_all(int fd, const void *bytes, size_t size)
     void *memmem(const void *haystack, size_t size, const void *needle, size_t needle_size)
@@ -271,6 +278,7 @@ ctypedef struct Core:
     int32_t client         # RUNNING connection, or -1
     uint64_t seq           # of the last message that asks for `done`
     uint64_t request       # of the request that was pushed last; 0 if it was taken back
+    uint64_t id            # its name, for clients and the log
     uint64_t pushed_ns     # the request; or, without one, the question for a report
     uint64_t waited_ns     # in the queue before that
     uint64_t condemned     # the request that harakiri ends
@@ -322,6 +330,7 @@ cdef enum:
     BODY_READ = 262144            # bytes, of a body or an answer per event
     RELAY_RUNS = 255              # as an outcome: the request isn't over
     RELAY_ROOM = 65536            # what a relay's buffer begins with
+    LEAST_RELAY_ROOM = 4096       # and if too much is buffered
     EVERYBODY = 1 << 30           # as `wanted`
     MOST_GIVEN_UP = 64            # kept connections that end when descriptors are short
     MOST_STALE = 64               # held connections that are taken from their cores at a time
@@ -420,7 +429,6 @@ cdef class Front:
     cdef size_t http_buffer       # bytes of a body or of an answer in memory
     cdef size_t most_buffered     # of all of them
     cdef size_t in_memory         # bytes of bodies and answers
-    cdef int writing              # pieces of bodies that threads write
     cdef unsigned char *piece     # of a body, BODY_READ bytes; NULL until one comes
     cdef uint64_t http_timeout_ns
     cdef bint proxied             # HTTP connections of trusted peers begin with a PROXY header
@@ -1264,13 +1272,13 @@ cdef class Front:
         cdef const char *why = NULL
         cdef int size
         if self.proxied and not c.proxied and c.client.trusted:
-            size = read_proxy_line(bytes, have, &c.client, &why)
+            size = read_proxy_line(bytes, have, &self.peers, &c.client, &why)
             if size == HEAD_HAS_ERROR:
                 self.refuse(fd, 400, why.decode())
                 return False
             if size == HEAD_IS_INCOMPLETE:
                 return True
-            c.proxied, c.skipped = True, <uint16_t>size
+            c.proxied, c.skipped, c.trusted = True, <uint16_t>size, c.client.trusted != 0
         elif c.requests == 0 and not c.proxied and begins_with_proxy(bytes, have):
             self.refuse(fd, 400, "it begins with a PROXY header, which http-enable-proxy-protocol expects from those in "
                                  "forwarded-allow")
@@ -1331,7 +1339,7 @@ cdef class Front:
         self.keep(fd, self.packet, packet_bytes + room)
         self.link(fd)
         self.watch_client(fd)
-        while self.in_memory > 2 * self.most_buffered:  # packets alone: let the quietest go
+        while self.bodies.length and self.in_memory > 2 * self.most_buffered:  # packets alone: let the quietest go
             self.refuse(self.bodies.first, 408, "too many incomplete bodies are waiting")
         return 0
 
@@ -1375,33 +1383,32 @@ cdef class Front:
         cdef size_t before = self.body_size(c), packet = packet_size(c.bytes)
         cdef bint fits = before + size <= self.http_buffer and self.in_memory + size <= self.most_buffered
         if c.spool < 0 and before + size <= FIRST_READ and fits:
-            self.count_bytes(c, -1)
-            self.append_bytes(c, self.piece, size)
-            self.count_bytes(c, 1)
+            if c.have + size > c.room:
+                self.resize_bytes(c, c.have + max(size, <size_t>c.have))
+            memcpy(c.bytes + c.have, self.piece, size)
+            c.have += <uint32_t>size
             return self.end_body(fd)
         if c.spool < 0:
             c.spool = memfd_create(b"wsgimaster-body", MFD_CLOEXEC)
             if c.spool < 0 or not write_all(c.spool, c.bytes + packet, before):
-                return self.refuse_body(fd, strerror(errno).decode())
+                return self.refuse_body(fd, errno)
             c.spooled, c.have = before, <uint32_t>packet
             self.in_memory += before
         if fits and not c.on_disk:
             if not write_all(c.spool, self.piece, size):
-                return self.refuse_body(fd, strerror(errno).decode())
+                return self.refuse_body(fd, errno)
             c.spooled += size
             self.in_memory += size
             return self.end_body(fd)
         c.writing = True
-        self.writing += 1
         self.unwatch_client(fd)
         self.events.spool(fd, c.generation, c.spool, c.on_disk, PyBytes_FromStringAndSize(<char *>self.piece, size))
         return 0
 
-    def spooled(self, int fd, int generation, int file, Py_ssize_t size, str error):
-        """A piece of a body, `size` bytes, was written to a file on disk, or why it wasn't (else ""). fd, generation: as they
+    def spooled(self, int fd, int generation, int file, Py_ssize_t size, int error):
+        """A piece of a body, `size` bytes, was written to a file on disk, or wasn't: error is an errno, else 0. fd, generation: as they
         were told; file: the body's from now on, a former one is closed. So is this one, if the client is gone."""
         cdef Connection *c = &self.connections[fd]
-        self.writing -= 1
         if c.generation != <uint16_t>generation or c.state != BODY:
             close(file)
             return
@@ -1418,8 +1425,9 @@ cdef class Front:
             self.end_body(fd)
         self.before_sleeping()
 
-    cdef int refuse_body(self, int fd, str why) except -1:
-        return self.refuse(fd, 413, f"its body fits neither into http-buffer nor into a file in TMPDIR ({why})")
+    cdef int refuse_body(self, int fd, int error) except -1:
+        why = f"its body fits neither into http-buffer nor into a file in TMPDIR ({strerror(error).decode()})"
+        return self.refuse(fd, 503 if error in (EMFILE, ENFILE, ENOMEM) else 413, why)
 
     cdef int end_body(self, int fd) except -1:
         """If all of it is there."""
@@ -1443,25 +1451,20 @@ cdef class Front:
             return self.admit(fd, self.packet, packet_size(self.packet) + more)
         return self.admit(fd, c.bytes, c.have)
 
-    cdef int append_bytes(self, Connection *c, const unsigned char *bytes, size_t size) except -1:
-        cdef unsigned char *larger
-        if c.have + size > c.room:
-            larger = <unsigned char *>PyMem_RawRealloc(c.bytes, c.have + max(size, <size_t>c.have))
-            if larger == NULL:
-                raise MemoryError
-            c.bytes, c.room = larger, <uint32_t>(c.have + max(size, <size_t>c.have))
-        memcpy(c.bytes + c.have, bytes, size)
-        c.have += <uint32_t>size
-        return 0
+    cdef void close_source(self, Connection *c):
+        if c.source >= 0 and c.source_watched:  # somebody else may hold it, and then it would stay in the epoll
+            epoll_ctl(self.epoll, EPOLL_CTL_DEL, c.source, NULL)
+        if c.source >= 0:
+            close(c.source)
+        c.source, c.source_watched = -1, False
 
     cdef void forget_spool(self, Connection *c):
         if c.spool >= 0 and not c.on_disk:
             self.in_memory -= c.spooled
         if c.spool >= 0 and not c.writing:  # else `spooled` closes it
             close(c.spool)
-        if c.source >= 0:
-            close(c.source)
-        c.spool = c.source = -1
+        self.close_source(c)
+        c.spool = -1
         c.writing = c.on_disk = False
 
     # ---- answers to clients that take them slowly ----
@@ -1484,19 +1487,15 @@ cdef class Front:
         cdef Connection *c = &self.connections[fd]
         cdef ssize_t n
         if c.sent == c.have:
-            self.count_bytes(c, -1)
             c.sent = c.have = 0
-            self.count_bytes(c, 1)
         elif c.sent and c.have == c.room:
-            self.count_bytes(c, -1)
             memmove(c.bytes, c.bytes + c.sent, c.have - c.sent)
             c.have -= c.sent
             c.sent = 0
-            self.count_bytes(c, 1)
-        if c.room == 0 or c.have == c.room < self.http_buffer and self.in_memory < self.most_buffered:
-            self.count_bytes(c, -1)
-            self.resize_bytes(c, max(<size_t>RELAY_ROOM, min(self.http_buffer, 2 * <size_t>c.room)))
-            self.count_bytes(c, 1)
+        if c.room == 0:
+            self.resize_bytes(c, RELAY_ROOM if self.in_memory < self.most_buffered else LEAST_RELAY_ROOM)
+        elif c.have == c.room < self.http_buffer and self.in_memory < self.most_buffered:
+            self.resize_bytes(c, min(self.http_buffer, max(<size_t>RELAY_ROOM, 2 * <size_t>c.room)))
         if c.have == c.room:
             return self.watch_source(fd, False)
         n = recv(c.source, c.bytes + c.have, c.room - c.have, MSG_DONTWAIT)
@@ -1506,9 +1505,7 @@ cdef class Front:
             c.have += <uint32_t>n
             self.watch_client(fd)
             return 0
-        self.watch_source(fd, False)
-        close(c.source)
-        c.source = -1
+        self.close_source(c)
         if c.outcome == RELAY_RUNS:
             self.hear_core(c.holder)
         if self.connections[fd].state == RELAY and self.connections[fd].source < 0:
@@ -1518,15 +1515,17 @@ cdef class Front:
     cdef int hear_core(self, int core) except -1:
         """All that it has said so far."""
         cdef int i
-        for i in range(MOST_LEFT):
+        for i in range(MOST_LEFT if core < self.core_count else 0):  # before an upgrade there may have been more
             if self.cores[core].channel < 0 or self.read_channel(core) <= 0:
                 break
         return 0
 
     cdef int resize_bytes(self, Connection *c, size_t room) except -1:
+        """Of a BODY or a RELAY in its list."""
         cdef unsigned char *larger = <unsigned char *>PyMem_RawRealloc(c.bytes, room)
         if larger == NULL:
             raise MemoryError
+        self.in_memory += room - c.room
         c.bytes, c.room = larger, <uint32_t>room
         return 0
 
@@ -1534,10 +1533,11 @@ cdef class Front:
         cdef Connection *c = &self.connections[fd]
         if c.source < 0 or watched == c.source_watched:
             return 0
-        c.source_watched = watched
         if watched:
-            return self.watch(c.source, SOURCE, (<uint64_t>c.source << 32) | <uint64_t>fd, EPOLLIN)
-        epoll_ctl(self.epoll, EPOLL_CTL_DEL, c.source, NULL)
+            self.watch(c.source, SOURCE, (<uint64_t>c.source << 32) | <uint64_t>fd, EPOLLIN)
+        else:
+            epoll_ctl(self.epoll, EPOLL_CTL_DEL, c.source, NULL)
+        c.source_watched = watched
         return 0
 
     cdef int send_relayed(self, int fd) except -1:
@@ -1559,6 +1559,10 @@ cdef class Front:
             return 0
         self.unwatch_client(fd)  # there is nothing to send
         if c.source >= 0:
+            self.unlink(fd)
+            self.forget_bytes(c)  # the next piece may be long in coming
+            c.sent = 0
+            self.link(fd)
             return 0
         self.unlink(fd)
         c.state = CLOSED
@@ -1577,30 +1581,32 @@ cdef class Front:
         cdef Core *k = &self.cores[core]
         cdef int fd = -1, place
         cdef Connection *c
-        if source < 0:  # no descriptor was left
-            if client >= 0:
-                close(client)
-            return self.pause(EMFILE)
-        if head.flags == RELAY_PULLED:
-            if client < 0 or head.seq >= <uint64_t>self.listener_count or not self.listeners[head.seq].http:
-                close(source)
-                if client >= 0:
-                    close(client)
-                return 0
-            fd = client
-            c = self.open(fd, <int>head.seq, head.id)
-            c.client, c.trusted, c.proxied = head.client, head.client.trusted, True
-        elif head.flags == RELAY_HELD and head.seq < HELD_PER_CORE and k.held[head.seq] >= 0:
+        if source >= 0 and not is_stream(source) or client >= 0 and not is_stream(client):  # scribbling
+            close(source)
+            source = -1
+        if head.flags == RELAY_PULLED and source >= 0 and client >= 0:
+            if head.seq < <uint64_t>self.listener_count and self.listeners[head.seq].http:
+                fd, client = client, -1
+                c = self.open(fd, <int>head.seq, head.id)
+                c.client, c.trusted, c.proxied = head.client, head.client.trusted != 0, True
+        elif head.flags == RELAY_HELD and head.seq < HELD_PER_CORE:
             place = <int>head.seq
             fd = k.held[place]
-            self.unhold(fd)
+            if fd >= 0:
+                self.unhold(fd)
             store_seq_u64(&board_held(self.board, self.core_count, core)[place].state, HELD_FREE)
         elif head.flags == RELAY_PUSHED:
             fd = self.take_client(core, head.seq)
-        if fd < 0:
+        if client >= 0:
+            close(client)
+        if fd >= 0 and source >= 0:
+            return self.begin_relay(core, head, source, fd)
+        if source >= 0:
             close(source)
-            return 0
-        return self.begin_relay(core, head, source, fd)
+        if fd >= 0:  # no descriptor was left: the core finds its end closed
+            cut(fd)
+            self.drop(fd)
+        return self.pause(EMFILE) if source < 0 else 0
 
     cdef int note_relayed(self, int core, MessageHead *head, size_t have) except -1:
         """The core has written all of it."""
@@ -1611,6 +1617,8 @@ cdef class Front:
             c = &self.connections[fd]
             if c.id == head.id and c.holder == core and c.outcome == RELAY_RUNS:
                 c.outcome = <uint8_t>head.flags
+                if c.source >= 0:  # a child that the application has forked may keep the other end
+                    shutdown(c.source, SHUT_RDWR)
                 if have:
                     self.keep_ahead(c, bytes, have)
                 if c.outcome & OUTCOME_CUT:
@@ -1618,6 +1626,17 @@ cdef class Front:
                     self.drop(fd)
                 return 0
             fd = c.next
+        return 0
+
+    cdef int end_relays_of(self, int core, bint complete) except -1:
+        """Its worker is dead. complete: it had written all of the answer that it was in."""
+        cdef int fd = self.relays.first
+        while fd >= 0:
+            if self.connections[fd].holder == core and self.connections[fd].outcome == RELAY_RUNS:
+                self.connections[fd].outcome = OUTCOME_LINGER if complete else OUTCOME_CUT
+                if self.connections[fd].source >= 0:
+                    shutdown(self.connections[fd].source, SHUT_RDWR)
+            fd = self.connections[fd].next
         return 0
 
     cdef int take_client(self, int core, uint64_t seq) except? -2:
@@ -1916,7 +1935,7 @@ cdef class Front:
             head.flags |= FLAG_SPOOLED
         fds[0], fds[1] = fd, c.spool
         head.client = c.client
-        c.lent = c.lent or c.flags & FLAG_KEEPS  # and a child that the application forks may keep it
+        c.lent = c.lent or (c.flags & FLAG_KEEPS) != 0  # and a child that the application forks may keep it
         head.vars_bytes, head.body_bytes, head.content_length = <uint32_t>block, <uint32_t>body, c.content_length
         head.modifier1 = bytes[0]
         pieces[0].iov_base, pieces[0].iov_len = &head, sizeof(MessageHead)
@@ -1924,6 +1943,7 @@ cdef class Front:
         if send_message(k.channel, pieces, 2, fds, 2 if c.spool >= 0 else 1) < 0:
             return self.push_failed(core, errno)
         k.seq = k.request = head.seq
+        k.id = c.id
         k.client, k.pushed_ns = fd, now_ns()
         k.waited_ns = k.pushed_ns - c.since_ns if c.state == QUEUED else 0
         self.keep_copy(k, bytes, have)
@@ -2170,8 +2190,8 @@ cdef class Front:
         for core in range(self.core_count):
             k = &self.cores[core]
             if k.state != ABSENT:
-                kept = PyBytes_FromStringAndSize(<char *>k.kept, k.kept_bytes).decode("latin-1") if k.client >= 0 else ""
-                rows.append((core, k.state, k.channel, k.far, k.client, k.seq, k.request, k.pushed_ns, k.waited_ns,
+                kept = as_text(k.kept, k.kept_bytes) if self.current(core) == k.request and k.request else ""
+                rows.append((core, k.state, k.channel, k.far, k.client, k.seq, k.request, k.id, k.pushed_ns, k.waited_ns,
                              k.condemned, kept, k.drops_told, k.unasked, k.asked))
         return {"rows": rows, "passed_on": self.passed_on, "own": self.n_own,
                 "counters": [self.n_accepted, self.n_pushed, self.n_queued, self.n_refused, self.n_taken_back,
@@ -2221,8 +2241,9 @@ cdef class Front:
         cdef Core *k
         cdef int core, state, channel, far, client
         cdef bytes text
-        for (core, state, channel, far, client, seq, request, pushed_ns, waited_ns, condemned, kept, drops_told, unasked,
-             asked) in values["rows"]:
+        for (core, state, channel, far, client, seq, request, id, pushed_ns, waited_ns, condemned, kept, drops_told,
+             unasked, asked) in values["rows"]:
+            self.cores[core].id = id
             k = &self.cores[core]
             k.channel, k.far, k.client, k.seq, k.request = channel, far, client, seq, request
             k.pushed_ns, k.waited_ns, k.condemned, k.drops_told = pushed_ns, waited_ns, condemned, drops_told
@@ -2272,7 +2293,6 @@ cdef class Front:
             self.part_with_client(core)
         request = self.describe(core)
         cdef uint64_t number = self.current(core)
-        fd, k.client = k.client, -1
         self.asked -= k.asked
         k.asked = False
         self.set_core(core, ABSENT)
@@ -2283,7 +2303,9 @@ cdef class Front:
             close(k.schedstat)
         k.schedstat, k.measured_ns, k.use = -1, 0, -1
         self.read_rest(core)
+        fd, k.client = k.client, -1
         self.settle_parted()
+        self.end_relays_of(core, request is not None and request.complete)
         cdef int status = self.lose_held(core, number)
         close(k.channel)  # leaves the epoll with it: nobody else holds our end
         close(k.far)
@@ -2537,7 +2559,8 @@ cdef class Front:
         if not self.let_in(fd, number, &name):
             return 0
         if self.listeners[number].http:
-            self.connections[fd].client, self.connections[fd].proxied = head.client, head.flags
+            self.connections[fd].client, self.connections[fd].proxied = head.client, head.flags != 0
+            self.connections[fd].trusted = head.client.trusted != 0
         if have == 0:
             return self.wait_for_head(fd)
         if self.needs_more(fd, bytes, have):
@@ -2552,7 +2575,7 @@ cdef class Front:
         if (not self.listeners[number].http or self.paused and place < 0
                 or place >= HELD_PER_CORE or place >= 0 and self.cores[core].held[place] >= 0):
             return self.drop(fd)
-        self.connections[fd].client, self.connections[fd].trusted = head.client, head.client.trusted
+        self.connections[fd].client, self.connections[fd].trusted = head.client, head.client.trusted != 0
         self.connections[fd].proxied = True
         if place >= 0:
             self.connections[fd].requests = 1
@@ -2673,8 +2696,8 @@ cdef class Front:
         cdef Core *k = &self.cores[core]
         cdef Slot *slot = &self.slots[core]
         cdef bint sent = load_acquire(&slot.sent) == number
-        if k.client >= 0 and number == k.request:
-            what = (f"{self.connections[k.client].id:016x}", number, variable(k.kept, b"REQUEST_METHOD"),
+        if number == k.request:
+            what = (f"{k.id:016x}", number, variable(k.kept, b"REQUEST_METHOD"),
                     variable(k.kept, b"REQUEST_URI"), variable(k.kept, b"REMOTE_ADDR"))
             waited = k.waited_ns / 1e9
         else:
@@ -2953,9 +2976,9 @@ cdef class Front:
         while (self.queue_timeout_ns and self.queue.length
                and now - self.connections[self.queue.first].since_ns > self.queue_timeout_ns):
             self.refuse(self.queue.first, 503, LATE)
-        while self.bodies.length and now - self.connections[self.bodies.first].since_ns > self.http_timeout_ns:
+        while self.bodies.length and self.is_silent(self.bodies.first, now):
             self.time_out_body(self.bodies.first)
-        while self.relays.length and now - self.connections[self.relays.first].since_ns > self.http_timeout_ns:
+        while self.relays.length and self.is_silent(self.relays.first, now):
             self.time_out_relay(self.relays.first)
         now = now_ns()  # those have begun to linger
         while self.lingerers.length and now - self.connections[self.lingerers.first].since_ns > self.timeout_ns:
@@ -2986,6 +3009,10 @@ cdef class Front:
             self.drop(fd)
             return 0
         return self.refuse(fd, 408, "its head stayed incomplete for socket-timeout")
+
+    cdef bint is_silent(self, int fd, uint64_t now):
+        """Signed: it may have made progress since."""
+        return <int64_t>(now - self.connections[fd].since_ns) > <int64_t>self.http_timeout_ns
 
     cdef int time_out_body(self, int fd) except -1:
         if self.connections[fd].writing:  # it isn't the client whom we wait for
@@ -3065,11 +3092,6 @@ cdef class Front:
         return self.heads.length + self.bodies.length
 
     @property
-    def spooling(self):
-        """Pieces of bodies that threads write."""
-        return self.writing
-
-    @property
     def in_progress(self):
         """Requests that a core has."""
         cdef int core
@@ -3117,6 +3139,12 @@ cdef class Front:
         while self.kept.length:
             self.end_kept(self.kept.first)
         self.before_sleeping()
+
+    def cut_relays(self):
+        """The server ends: who still waits for the rest of an answer must see that it is missing."""
+        while self.relays.length:
+            cut(self.relays.first)
+            self.drop(self.relays.first)
 
     def announce_end(self):
         """From now on HTTP connections end with their answers."""

@@ -756,12 +756,20 @@ cdef bint begins_with_proxy(const unsigned char *bytes, size_t have) noexcept no
             or have >= 12 and memcmp(bytes, b"\r\n\r\n\0\r\nQUIT\n", 12) == 0)
 
 
-cdef int read_proxy_line(const unsigned char *bytes, size_t have, HttpClient *client, const char **why) noexcept nogil:
+cdef int read_proxy_line(const unsigned char *bytes, size_t have, const Peers *peers, HttpClient *client,
+                         const char **why) noexcept nogil:
     """The size of the PROXY header that a connection begins with, HEAD_IS_INCOMPLETE, or HEAD_HAS_ERROR. Sets the client's
-    address, unless the proxy speaks for itself (UNKNOWN, LOCAL), or of another kind of address."""
+    address, and whether that one's word counts in its turn; unless the proxy speaks for itself (UNKNOWN, LOCAL), or of
+    another kind of address."""
+    cdef HttpClient before = client[0]
+    cdef int size
     if have and bytes[0] == c"\r":
-        return read_proxy_2(bytes, have, client, why)
-    return read_proxy_1(bytes, have, client, why)
+        size = read_proxy_2(bytes, have, client, why)
+    else:
+        size = read_proxy_1(bytes, have, client, why)
+    if size > 0 and (client.is_local != before.is_local or memcmp(client.address, before.address, 16)):
+        client.trusted = is_forwarded(peers, client.address)
+    return size
 
 
 cdef int read_proxy_1(const unsigned char *bytes, size_t have, HttpClient *client, const char **why) noexcept nogil:
@@ -883,19 +891,19 @@ def read_request(bytes data not None, *, str address="127.0.0.1", int port=1, in
         client.address[12 + <int>at] = number
     client.port, client.own_port, client.secure = port, own_port, secure
     client.trusted = forwarded_allow is not None
-    if proxied:
-        size = read_proxy_line(view, have, &client, &why)
-        if size > 0:
-            view, have = view + size, have - size
-    if size >= 0 and (size or not proxied):
-        size = find_head_end(view, have, &scanned, &why)
-    if size < 0:
-        raise HeadError(400, why.decode())
-    if size == 0:
-        return None
     memset(&peers, 0, sizeof(Peers))
     set_peers(&peers, (), forwarded_allow or ())
     try:
+        if proxied:
+            size = read_proxy_line(view, have, &peers, &client, &why)
+            if size > 0:
+                view, have = view + size, have - size
+        if size >= 0 and (size or not proxied):
+            size = find_head_end(view, have, &scanned, &why)
+        if size < 0:
+            raise HeadError(400, why.decode())
+        if size == 0:
+            return None
         if read_http_request(view, have, size, &client, &peers, <unsigned char *>PyBytes_AS_STRING(packet),
                              min(limit, 65535), &found):
             raise HeadError(found.status, found.why.decode())

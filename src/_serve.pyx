@@ -344,6 +344,7 @@ cdef extern from * nogil:
         POLLIN
         POLLOUT
         POLLRDHUP
+        SHUT_RDWR
         SHUT_WR
         MSG_MORE
 
@@ -848,7 +849,8 @@ cdef class Exchange:
         if errno == EINTR:
             PyErr_CheckSignals()
             return 0
-        if ready == 0 and self.has_taken_some():
+        if ready == 0 and (self.relayed or self.has_taken_some()):  # the master knows how long a client may take
+            self.stuck_since = 0
             return 0
         self.core.slot.write_errors += 1
         if ready == 0:
@@ -1336,6 +1338,7 @@ cdef class Core:
         cdef HttpClient client
         cdef const char *why = NULL
         cdef int proxied = 0
+        cdef bint begins  # with a PROXY header
         cdef ssize_t n = self.receive_http(fd)
         if n < 0 and errno == EAGAIN and self.patient:
             with nogil:
@@ -1350,12 +1353,13 @@ cdef class Core:
         client.is_local = not address_bytes(name, client.address)
         client.port, client.own_port = port_of(name), self.listener_port[at]
         client.trusted, client.buffers = http_peer(&self.peers, name) == TRUSTED, socket.buffers
-        if n > 0 and socket.proxied and client.trusted:
-            proxied = read_proxy_line(self.raw, n, &client, &why)
+        begins = socket.proxied and client.trusted
+        if n > 0 and begins:
+            proxied = read_proxy_line(self.raw, n, &self.peers, &client, &why)
             if proxied > 0:
                 n -= proxied
                 memmove(self.raw, self.raw + proxied, n)
-        if n <= 0 or socket.proxied and client.trusted and proxied <= 0 or not self.read_http(n, &client, FLAG_PULLED, message):
+        if n <= 0 or begins and proxied <= 0 or not self.read_http(n, &client, FLAG_PULLED, message):
             self.hand_over(MESSAGE_HANDED, fd, socket.number, id, self.raw, max(0, n), proxied > 0, &client)
             close(fd)
             return NOTHING
@@ -1747,6 +1751,8 @@ cdef class Core:
             self.sockets.held[self.place] = -1
             self.held_count -= 1
         exchange.fd, exchange.relayed = ends[0], True
+        rescue_take(ends[0], message.seq, message.id)
+        rescue_method(exchange.head_method)
         return True
 
     cdef uint32_t end_relay(self, Exchange exchange, int fd, uint32_t outcome):
@@ -1754,7 +1760,10 @@ cdef class Core:
         cdef bint ours = (exchange.message.flags & FLAG_PULLED) != 0  # we have read it, and maybe more than this request
         self.hand_over(MESSAGE_RELAYED, -1, 0, exchange.id, self.raw + self.next_at if ours else NULL,
                        self.next_bytes if ours else 0, outcome)
+        shutdown(exchange.fd, SHUT_RDWR)  # a child that the application has forked may hold it
         close(exchange.fd)
+        if outcome & OUTCOME_CUT:
+            cut(fd)
         close(fd)
         return 0
 

@@ -19,7 +19,7 @@ import pytest
 from support.client import Address, Connection, End, http, together
 from support.deployed import WSGIMASTER
 from support.harness import APPS, Server, free_port
-from support.wait import wait_until
+from support.wait import paced, wait_until
 
 Start = Callable[..., Server]
 
@@ -339,6 +339,40 @@ def test_a_reader_that_stops_reading(start: Start) -> None:
         assert len(connection.answer().raw) < MB
 
 
+def test_a_reader_that_is_slower_than_socket_timeout(start: Start) -> None:
+    """While the master has no room for more, the worker waits; it isn't the one who judges the reader."""
+    server = start(options("processes = 1", "socket-timeout = 1", "http-timeout = 30", "http-buffer = 100000"))
+    size = 3 * MB
+    with Connection(server.addresses[1]) as connection:
+        got = ask_slowly(connection, f"/numbers?size={size}")
+        for _ in paced(range(4), 0.8):
+            got += connection.receive(1000)
+        assert connection.next_answer(got)[0].body == body_of(size)
+
+
+def test_an_application_that_is_slower_than_http_timeout(start: Start) -> None:
+    """It isn't the client who is slow then."""
+    server = start(options("processes = 1", "http-timeout = 1"))
+    with Connection(server.addresses[1]) as connection:
+        first = ask_slowly(connection, f"/numbers?size={MB}&seconds=4")
+        assert connection.next_answer(first)[0].body == body_of(MB)
+        connection.send(GET % b"/hello")
+        assert connection.next_answer()[0].body == b"hello"
+
+
+def test_a_child_of_the_application_keeps_no_answer_from_ending(start: Start) -> None:
+    server = start(options("processes = 1"))
+    with Connection(server.addresses[1]) as connection:
+        connection.send(GET % f"/large?size={MB}".encode())
+        assert len(connection.next_answer()[0].body) == MB
+        connection.send(b"GET /numbers?size=%d&forks HTTP/1.0\r\n\r\n" % MB)
+        first = connection.receive(1)
+        begin = time.monotonic()
+        answer = connection.answer(first)
+        assert (answer.body == body_of(MB), answer.end) == (True, End.EOF)
+        assert time.monotonic() - begin < 2.5
+
+
 def test_a_slow_answer_comes_through_an_upgrade(start: Start) -> None:
     server = start(options("processes = 1"))
     with Connection(server.addresses[1]) as connection, Connection(server.addresses[1]) as running:
@@ -350,6 +384,24 @@ def test_a_slow_answer_comes_through_an_upgrade(start: Start) -> None:
             assert one.next_answer(begun)[0].body == body_of(size)
         connection.send(GET % b"/hello")
         assert connection.next_answer()[0].body == b"hello"
+
+
+@pytest.mark.parametrize("dispatch", ["auto", "push"])
+def test_connections_that_go_on_come_through_an_upgrade(start: Start, dispatch: str) -> None:
+    """One that runs, one that waits for its next request."""
+    server = start(options("processes = 2", f"dispatch = {dispatch}"))
+    with Connection(server.address) as running, Connection(server.address) as kept:
+        for connection in (running, kept):
+            for _ in range(3):
+                connection.send(GET % b"/hello")
+                assert connection.next_answer()[0].body == b"hello"
+        running.send(GET % b"/process?seconds=4")
+        wait_until(lambda: len(server.workers()) == 2)
+        upgrade(server)
+        assert running.next_answer()[0].status == 200
+        for connection in (running, kept):
+            connection.send(GET % b"/hello")
+            assert connection.next_answer()[0].body == b"hello"
 
 
 def test_a_stop_waits_for_a_slow_reader(start: Start) -> None:

@@ -51,7 +51,8 @@ cdef int read_http_request(const unsigned char *bytes, size_t have, size_t size,
                            const Peers *peers, unsigned char *packet, size_t limit, HttpHead *head) noexcept nogil
 cdef bint set_length(unsigned char *packet, size_t limit, uint64_t length) noexcept nogil
 cdef bint begins_with_proxy(const unsigned char *bytes, size_t have) noexcept nogil
-cdef int read_proxy_line(const unsigned char *bytes, size_t have, HttpClient *client, const char **why) noexcept nogil
+cdef int read_proxy_line(const unsigned char *bytes, size_t have, const Peers *peers, HttpClient *client,
+                         const char **why) noexcept nogil
 cdef bint dechunk(Chunks *chunks, const unsigned char *bytes, size_t *have, unsigned char *body, size_t *room) noexcept nogil
 
 

@@ -39,7 +39,7 @@ Client = tuple[
     Text, Text, int, int
 ]
 # fmt: on
-Core = tuple[int, int, int, int, int, int, int, int, int, int, Text, int, bool, bool]  # hand_over_cores
+Core = tuple[int, int, int, int, int, int, int, int, int, int, int, Text, int, bool, bool]  # hand_over_cores
 FORMAT: Literal[1] = 1  # of the frame
 
 

@@ -160,7 +160,8 @@ class Master:
             proxied=settings.sockets.http_proxy_protocol,
             taken_over=running is not None,
         )
-        self.spool = Spooler(self.loop, self.front.spooled).write
+        self.spooler = Spooler(self.loop, self.front.spooled)
+        self.spool = self.spooler.write
         self.overseer = Overseer(settings)
         self.harakiri = harakiri.Monitor(
             settings.harakiri,
@@ -321,6 +322,7 @@ class Master:
             if one is not None:
                 one.close()
         self.loop.remove_reader(self.front.epoll_fd)
+        self.front.cut_relays()
         self.front.take_logs()
         self.log.say("goodbye to uWSGI.")
         self.log.close(LOG_MERCY)

@@ -3,13 +3,14 @@
 Runs in: the master.
 """
 
+import errno
 import os
 import tempfile
-from asyncio import AbstractEventLoop, Future
+from asyncio import AbstractEventLoop
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-Spooled = Callable[[int, int, int, int, str], None]  # _front.Front.spooled
+Spooled = Callable[[int, int, int, int, int], None]  # _front.Front.spooled
 
 
 class Spooler:
@@ -17,20 +18,30 @@ class Spooler:
 
     def __init__(self, loop: AbstractEventLoop, spooled: Spooled) -> None:
         self.loop, self.spooled = loop, spooled
-        self.thread = ThreadPoolExecutor(1, "spool")  # begins with the first piece
+        self.thread = ThreadPoolExecutor(1, "spool")
+        self.thread.submit(int)  # start it now: later, there may be no room for one
+        self.running: dict[Future[int], tuple[int, int, int, int]] = {}
 
     def write(self, client: int, generation: int, file: int, on_disk: bool, data: bytes) -> None:
         """Append to the client's body. on_disk: whether `file` is there already, else it is in memory."""
+        future = self.thread.submit(append, file, on_disk, data)
+        self.running[future] = client, generation, file, len(data)
+        future.add_done_callback(lambda _: self.loop.call_soon_threadsafe(self._hear))
 
-        def written(future: Future[int]) -> None:
+    def settle(self, seconds: float) -> bool:
+        """Wait for what is being written, as long as it takes, but no longer than this. Whether all of it is."""
+        wait(self.running, seconds)
+        self._hear()
+        return not self.running
+
+    def _hear(self) -> None:
+        for future in [one for one in self.running if one.done()]:
+            client, generation, file, size = self.running.pop(future)
             error = future.exception()
             if error is None:
-                self.spooled(client, generation, future.result(), len(data), "")
+                self.spooled(client, generation, future.result(), size, 0)
             else:
-                why = error.strerror if isinstance(error, OSError) else None
-                self.spooled(client, generation, file, 0, why or str(error))
-
-        self.loop.run_in_executor(self.thread, append, file, on_disk, data).add_done_callback(written)
+                self.spooled(client, generation, file, 0, getattr(error, "errno", None) or errno.EIO)
 
 
 def append(file: int, on_disk: bool, data: bytes) -> int:

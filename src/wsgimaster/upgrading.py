@@ -70,6 +70,7 @@ if TYPE_CHECKING:
 PATIENCE = 30.0  # seconds for what is under way to end
 LOOK = 0.02  # seconds between looks whether it has
 LOG_PATIENCE = 0.2  # seconds for the log's last lines; what is left then goes along
+SPOOL_PATIENCE = 2.0  # seconds for pieces of bodies that are being written to disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,8 +302,6 @@ class Upgrader:
             return "a request is being ended (harakiri)"
         if unsettled := self.master.daemons.unsettled:
             return unsettled
-        if self.master.front.spooling:
-            return "a request's body is being written to disk"
         if any(exchange.sending for exchange in self.master.exchanges):
             return "somebody is being answered"
         return ""
@@ -317,6 +316,8 @@ class Upgrader:
             undo.callback(self.signals.release)
             try:
                 left = master.log.flush(LOG_PATIENCE)
+                if not master.spooler.settle(SPOOL_PATIENCE):
+                    return "a request's body is being written to a disk that is too slow"
                 clients, said = master.front.hand_over_clients()
                 if why := self._changed(proved):
                     return why

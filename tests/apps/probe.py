@@ -426,11 +426,14 @@ def large(environ, start_response):
 @route
 def numbers(environ, start_response):
     """`size` bytes that say where they stand, in pieces; before the last one, `seconds` pass, or it `fails` or `dies`.
-    The log says when the application is done."""
+    A child that it `forks` goes on for three seconds. The log says when the application is done."""
     wanted = query(environ)
     size = int(wanted["size"])
     start_response("200 OK", [*PLAIN, ("Content-Length", str(size))])
     text = b"".join(b"%08d" % number for number in range(size // 8))
+    if "forks" in wanted and os.fork() == 0:
+        time.sleep(3)
+        os._exit(0)
     for at in range(0, size - BLOCK, BLOCK):
         yield text[at : at + BLOCK]
     if "fails" in wanted:
