@@ -1074,10 +1074,10 @@ cdef class Front:
             self.pump()
         self.before_sleeping()
 
-    def accept_rest(self, int number):
-        """The door is closed: take what still waits in the backlog, then forget the listener.
+    def accept_rest(self, int number, bint forget=True):
+        """The door is closed: take what still waits in the backlog, then forget the listener, unless more may come.
 
-        False: no descriptor was free for all of them; call again.
+        False: it isn't forgotten yet, or no descriptor was free for all of them; call again.
         """
         cdef Listener *listener = &self.listeners[number]
         cdef Accepted accepted = TAKEN
@@ -1085,11 +1085,12 @@ cdef class Front:
             return True
         while accepted == TAKEN:
             accepted = self.accept_one(number)
-        if accepted == NOTHING:
+        forget = forget and accepted == NOTHING
+        if forget:
             listener.open = listener.watched = False
             epoll_ctl(self.epoll, EPOLL_CTL_DEL, listener.fd, NULL)
         self.before_sleeping()
-        return accepted == NOTHING
+        return forget
 
     cdef int accept_some(self, int number) except -1:
         """One connection per round of epoll_wait: a look there is cheaper than an accept that fails (3 us)."""

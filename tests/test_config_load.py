@@ -173,6 +173,7 @@ WORKING: dict[str, tuple[str, str, Any]] = {
     "static-gzip-all": ("static-gzip-all = true", "static.compressed_all", True),
     "static-gzip-dir": ("static-gzip-prefix = /a", "static.compressed_dir", ("/a",)),
     "static-gzip-ext": ("static-gzip-ext = .css", "static.compressed_ext", (".css",)),
+    "no-defer-accept": ("no-defer-accept = true", "sockets.defer_accept", False),
     "http-timeout": ("http-timeout = 300", "sockets.http_timeout", 300.0),
     "http-buffer": ("http-buffer = 65536", "sockets.http_buffer", 65536),
     "http-enable-proxy-protocol": ("http-enable-proxy-protocol = 1", "sockets.http_proxy_protocol", True),

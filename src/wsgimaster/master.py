@@ -188,6 +188,7 @@ class Master:
         self.workers: dict[int, Child] = {}  # by slot
         self.pipes: dict[int, list[int]] = {}  # output and tracebacks of workers whose pid isn't known yet, by slot
         self.ready_cores: dict[int, int] = {}  # by slot: how many of its worker's cores have said READY
+        self.door_closed_at = 0.0
         self.closing: set[int] = set()  # listeners whose door is closed and whose backlog isn't empty yet
         self.strangers: dict[int, int] = {}  # pid: status of children that nobody asked for
         self.timer: asyncio.TimerHandle | None = None
@@ -378,7 +379,7 @@ class Master:
         self.handle(events.StopAsked(fast))
         if self.overseer.stopping is lifecycle.Stopping.FINISHING:
             mercy = self.settings.processes.reload_mercy
-            self.log.say(f"waiting for {self._work_left()} requests, at most {mercy:g} s")
+            self.log.say(f"waiting for {self._requests_left()} requests, at most {mercy:g} s")
             self._tick_while_stopping()
 
     def _tick_while_stopping(self) -> None:
@@ -387,9 +388,12 @@ class Master:
             self.handle(events.Tick(self._work_left()))
             self.loop.call_later(STOPPING_TICK, self._tick_while_stopping)
 
-    def _work_left(self) -> int:
+    def _requests_left(self) -> int:
         front = self.front
-        return front.in_progress + front.waiting + front.reading + front.draining + len(self.closing)
+        return front.in_progress + front.waiting + front.reading + front.draining
+
+    def _work_left(self) -> int:
+        return self._requests_left() + len(self.closing)
 
     # ---- events in, effects out ----
 
@@ -818,14 +822,16 @@ class Master:
                 sockets.close_door(listener)
             except OSError as error:  # it is closed below all the same; who connects in between may be cut
                 self.log.say(f"{listener.address.name} can't be closed for new connections first: {error.strerror}")
+        self.door_closed_at = time.monotonic()
         self.closing = set(range(len(self.listeners)))
         self._accept_rest()
         self.front.end_connections()
 
     def _accept_rest(self) -> None:
         """What was queued at the door; again and again if there is no descriptor for all of it."""
+        grace = time.monotonic() < self.door_closed_at + sockets.DOOR_GRACE
         for number in list(self.closing):
-            if self.front.accept_rest(number):
+            if self.front.accept_rest(number, forget=not (grace and self.listeners[number].deferred)):
                 self.closing.remove(number)
                 if not self.listeners[number].inherited:
                     self.listeners[number].socket.close()

@@ -69,6 +69,7 @@ class Sockets(Section):
     http_buffer: Annotated[int, Field(ge=0)] = 1 << 20  # bytes of a body, or of an answer, in memory
     http_timeout: Annotated[float, Field(gt=0)] = 60.0  # seconds that a client may take for a piece of either
     http_keepalive: Annotated[float, Field(ge=0)] = 75.0  # seconds between two requests; 0: one per connection
+    defer_accept: bool = True  # TCP: until the client has sent something; `no-defer-accept`
     vacuum: bool = False
 
 

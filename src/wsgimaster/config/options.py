@@ -234,7 +234,7 @@ TABLE: dict[str, tuple[Option, ...]] = {
     later("tcp-fast-open-client tcp-fastopen-client", FLAG, "use TCP fast open for own connections"),
     always("tcp-nodelay", FLAG, "send small packets at once", "every TCP connection does"),
     later("so-keepalive", FLAG, "let the kernel probe idle TCP connections"),
-    always("no-defer-accept", FLAG, "accept before the client has sent anything", "it is never deferred"),
+    fixed("no-defer-accept", CLEARED, "sockets.defer_accept", "accept TCP clients before they have sent anything"),
     later("so-send-timeout socket-send-timeout so-write-timeout socket-write-timeout", INT,
           "seconds that one send may take", argument=NONE),
     later("socket-sndbuf", U64, "bytes of the kernel's send buffer"),
