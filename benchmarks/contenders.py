@@ -70,6 +70,15 @@ CONTENDERS = {
         Contender("granian", "granian", GRANIAN, protocol="http"),
         Contender("wsgimaster-push", "wsgimaster, push", f"{WSGIMASTER} --dispatch push", THREADS, NO_LOG, helpers=2),
         Contender("wsgimaster-auto", "wsgimaster", WSGIMASTER, THREADS, NO_LOG, helpers=2),
+        Contender(
+            "wsgimaster-http",
+            "wsgimaster, HTTP",
+            WSGIMASTER.replace("--socket", "--http"),
+            THREADS,
+            NO_LOG,
+            protocol="http",
+            helpers=2,
+        ),
     )
 }
 

@@ -20,7 +20,9 @@ FLOOR = "floor"
 UWSGI = ("uwsgi", "uwsgi-thunder")  # a ratio "to uWSGI" is to the better of the two, cell by cell
 PUSH = "wsgimaster-push"
 OURS = "wsgimaster-auto"
-OTHERS = ("gunicorn", "gunicorn-gthread", "granian")
+OURS_HTTP = "wsgimaster-http"
+GRANIAN, GTHREAD = "granian", "gunicorn-gthread"
+OTHERS = ("gunicorn", GTHREAD, GRANIAN)
 COMPARED = (FLOOR, *UWSGI, OURS)
 
 
@@ -28,7 +30,8 @@ COMPARED = (FLOOR, *UWSGI, OURS)
 class Group:
     """Servers that are compared with each other: all are started, then asked one after the other.
 
-    way: "direct" (uwsgi protocol, straight at the server's socket) or "nginx" (HTTP to an nginx in front of it).
+    way: "direct" (uwsgi protocol, straight at the server's socket), "nginx" (HTTP to an nginx in front of it) or "http"
+    (straight at its socket, over connections that go on).
     logged: whether each request gets its line in the server's log.
     rate: arrivals a second, whether or not earlier ones were answered (`clients` are then the most at once); 0: each
     client asks again when it has its answer.
@@ -80,6 +83,16 @@ def behind_nginx() -> Iterator[Group]:
     yield Group("nginx", "hello", 64, (32,), COMPARED)
 
 
+def over_http() -> Iterator[Group]:
+    for app, workers, clients in (
+        ("hello", 2, (32, 256)),
+        ("hello", 16, (32, 256)),
+        ("sleep", 2, (32,)),
+        ("sleep", 16, (32,)),
+    ):
+        yield Group("http", app, workers, clients, (OURS_HTTP, GTHREAD, GRANIAN))
+
+
 WITH_LOG = Group("direct", "hello", 16, (32,), (*UWSGI, OURS), logged=True)
 WITH_THREADS = Group("direct", "cpu", 4, (32,), (*UWSGI, OURS), threads=4)
 
@@ -109,6 +122,7 @@ PLANS = {
             Group("direct", "hello", MANY_WORKERS, LOADED_CLIENTS, COMPARED),
             *mix_at_a_rate(),
             *behind_nginx(),
+            *over_http(),
             WITH_LOG,
             WITH_THREADS,
         ),
@@ -122,6 +136,7 @@ PLANS = {
             Group("direct", "hello", 64, LOADED_CLIENTS, COMPARED),
             *mix_at_a_rate(),
             Group("nginx", "hello", 16, (32,), (*COMPARED, *OTHERS)),
+            Group("http", "hello", 2, (32,), (OURS_HTTP, GTHREAD, GRANIAN)),
             WITH_LOG,
             WITH_THREADS,
         ),

@@ -9,7 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import chart
-from plan import APPS, FLOOR, LOADED_CLIENTS, MANY_WORKERS, MATRIX_WORKERS, OURS, PUSH, UWSGI
+from plan import (
+    APPS,
+    FLOOR,
+    GRANIAN,
+    GTHREAD,
+    LOADED_CLIENTS,
+    MANY_WORKERS,
+    MATRIX_WORKERS,
+    OURS,
+    OURS_HTTP,
+    PUSH,
+    UWSGI,
+)
 
 EN_DASH = "\u2013"
 FORMAT = 2  # of the raw file
@@ -30,10 +42,10 @@ each number of clients. So those whose figures are divided by each other were me
 All servers run the same application with the same number of worker processes and threads, and listen on a unix socket.
 The client is a compiled closed loop (at a fixed rate an open one) that speaks the uwsgi protocol, one request per
 connection, with 21 variables as a browser behind nginx produces them, and checks status and length (1,024 bytes) of
-every answer; behind nginx the same program speaks HTTP with keep-alive, nginx has one worker and speaks with each
-server the protocol that it speaks best. *Server CPU per request* is the user and system time that the server's whole
-process tree spent in the window, children that ended included, over the requests that it served in it; clients and
-nginx are not in it.
+every answer; behind nginx, and over HTTP, the same program speaks HTTP with keep-alive; nginx has one worker and speaks
+with each server the protocol that it speaks best. *Server CPU per request* is the user and system time that the
+server's whole process tree spent in the window, children that ended included, over the requests that it served in it;
+clients and nginx are not in it.
 A measurement with a single answer other than a complete 200 is refused, and so is one during which other processes took
 more than 0.25 of a core, or the hypervisor more than 0.1.
 """
@@ -246,6 +258,27 @@ def nginx_section(results: Results) -> str:
     return "## Behind nginx\n\n" + "".join(parts) if parts else ""
 
 
+def http_section(results: Results) -> str:
+    cells = sorted(cell for cell in results.rows if cell.way == "http")
+    columns = [column for column in SERVER_COLUMNS if column[1] != "nginx_cpu_us"]
+    parts = []
+    for cell in cells:
+        head = ["server", *(title for title, _, _ in columns), "throughput / granian", "CPU / granian"]
+        rows = (
+            [
+                results.labels[name],
+                *(figure(results.summary(cell, name, quantity), digits) for _, quantity, digits in columns),
+                *(
+                    figure(results.ratio(cell, quantity, name, GRANIAN), 2)
+                    for quantity in ("throughput", "server_cpu_us")
+                ),
+            ]
+            for name in results.names([cell])
+        )
+        parts.append(f"{cell.text()}:\n\n{table(head, rows)}\n")
+    return "## Over HTTP, on connections that go on\n\n" + "".join(parts) if parts else ""
+
+
 def variants_section(results: Results) -> str:
     """The cells that differ from the matrix in one thing: a rate, threads, the request log."""
     text = ""
@@ -315,12 +348,22 @@ def special_section(results: Results) -> str:
         [results.labels.get(name, name), of("idling", "master", 1, name), of("idling", "workers", 1, name)]
         for name in (UWSGI[0], OURS)
     ]
+    slow_rows = []
+    for name in (OURS_HTTP, GTHREAD, GRANIAN):
+        times = [of("slow clients", key, 0, name) for key in ("p50_us", "slow_p50_us", "p99_us", "slow_p99_us")]
+        memory = [of("slow clients", key, 1, name, 1 / 1024) for key in ("pss_kib", "slow_pss_kib")]
+        slow_rows.append([results.labels.get(name, name), *times, *memory])
+    slow_head = ["server", "p50, µs", "with them", "p99, µs", "with them", "MiB (PSS)", "with them"]
     return (
         "## The master stopped for 50 ms\n\n"
         "Requests arrive at a fixed rate that push couldn't serve, whether or not earlier ones were answered (hello, "
         "16 workers); in the middle the master gets SIGSTOP, and SIGCONT 50 ms later.\n\n"
         f"{table(['', 'median (quartiles)'], pause_rows)}\n"
         f"## Memory, MiB\n\n{table(['', 'median (quartiles)'], memory_rows)}\n"
+        "## Slow clients\n\n"
+        "Eight clients over HTTP, two workers, alone and beside 200 who send 1 MB slowly and 200 who read 1 MB slowly. "
+        f"{EN_DASH}: none of the eight got an answer within ten seconds.\n\n"
+        f"{table(slow_head, slow_rows)}\n"
         "## Idling: wake-ups a second with 4 workers\n\n"
         f"{table(['server', 'master and helpers', 'all workers together'], idle_rows)}\n"
     )
@@ -499,6 +542,7 @@ def markdown(results: Results, raw_name: str) -> str:
         + goals_section(results)
         + "".join(app_section(results, app) for app in APPS)
         + nginx_section(results)
+        + http_section(results)
         + variants_section(results)
         + special_section(results)
         + f"## Method\n\n{METHOD.format(**results.document['plan'])}\n"

@@ -229,7 +229,7 @@ def measure_cell(
         options["slow_every"] = plan.SLOW_EVERY
     if group.rate:
         options["rate"] = group.rate
-    http = nginx is not None
+    http = group.way != "direct"
 
     def take() -> dict[str, Any]:
         return measure(server, nginx, lambda: run_load(address, run.plan.seconds, http=http, **options))
@@ -277,7 +277,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--render", nargs="?", const="newest", metavar="FILE", help="write the report again")
     parser.add_argument("--contenders", type=words, help=f"comma-separated, of {','.join(CONTENDERS)}")
     parser.add_argument("--apps", type=words, help=f"comma-separated, of {','.join(plan.APPS)}")
-    parser.add_argument("--ways", type=words, help="direct or nginx")
+    parser.add_argument("--ways", type=words, help="comma-separated, of direct, nginx and http")
     parser.add_argument("--workers", type=numbers, help="comma-separated numbers of worker processes")
     parser.add_argument("--clients", type=numbers, help="comma-separated numbers of concurrent clients")
     parser.add_argument("--no-specials", action="store_true", help="no memory, idling, stopped master")

@@ -22,7 +22,7 @@ from typing import Any
 import procfs
 from clients import ClientError, run_load
 from contenders import CONTENDERS, VENV, ServerError, Service, command_line
-from plan import OURS, PUSH, UWSGI, Group
+from plan import GRANIAN, GTHREAD, OURS, OURS_HTTP, PUSH, UWSGI, Group
 
 PAUSE = 0.05  # seconds for which the master is stopped
 OVER_PUSH = 1.2  # arrivals, as a multiple of what push can serve
@@ -32,6 +32,7 @@ SLICE_MS = 100
 
 HELD_CONNECTIONS = 10_000
 IDLE_SECONDS = 5.0
+CRAWLING = 200  # clients that send slowly, and as many that read slowly
 
 
 @contextlib.contextmanager
@@ -206,9 +207,64 @@ def idling(python: str) -> list[dict[str, Any]]:
     return rows
 
 
+# ---- slow clients ---------------------------------------------------------------------------------
+
+
+def slow_clients(python: str) -> list[dict[str, Any]]:
+    """How long eight others wait while 200 clients send 1 MB slowly and 200 read 1 MB slowly, beside how long they wait
+    without those; and what the server's processes hold (PSS). `none`: nobody got an answer."""
+    rows = []
+    group = Group("http", "transfers", 2, (8,), ())
+    for name in (OURS_HTTP, GTHREAD, GRANIAN):
+        with running(name, group, python) as (server, path):
+            usual = run_load(path, 3, http=True, clients=8)
+            memory = sum(pss(process.pid) for process in procfs.tree_of(server.process.pid))
+            with crawling(path):
+                time.sleep(1)
+                seen = run_load(path, 3, http=True, clients=8)
+                with_them = sum(pss(process.pid) for process in procfs.tree_of(server.process.pid))
+            row: dict[str, Any] = {"contender": name, "none": int(seen["ok"] == 0)}
+            row |= {"p50_us": usual["p50_us"], "p99_us": usual["p99_us"], "pss_kib": memory}
+            if seen["ok"]:
+                row |= {"slow_p50_us": seen["p50_us"], "slow_p99_us": seen["p99_us"], "slow_pss_kib": with_them}
+            rows.append(row)
+    return rows
+
+
+@contextlib.contextmanager
+def crawling(path: Path) -> Iterator[None]:
+    """Those 400, each of which moves 2 KB every 0.2 s."""
+    upload = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n"
+    download = b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n"
+    stop = threading.Event()
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for number in range(2 * CRAWLING):
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.connect(str(path))
+            client.sendall(download if number % 2 else upload)
+            client.setblocking(False)
+            clients.append(client)
+
+        def crawl() -> None:
+            while not stop.wait(0.2):
+                for number, client in enumerate(clients):
+                    with contextlib.suppress(OSError):
+                        client.recv(2000) if number % 2 else client.send(b"x" * 2000)
+
+        thread = threading.Thread(target=crawl)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
 MEASUREMENTS: dict[str, Callable[[str], list[dict[str, Any]]]] = {
     "stopped master": stopped_master,
     "memory of the master": master_memory,
     "memory of a worker": worker_memory,
     "idling": idling,
+    "slow clients": slow_clients,
 }

@@ -743,6 +743,13 @@ def test_limits_that_threads_use_up(lines: str, expected: str) -> None:
     assert all(line.startswith(expected) for line in warnings)
 
 
+def test_proxy_lines_need_somebody_who_may_send_them() -> None:
+    (warning,) = ini("http-enable-proxy-protocol = 1").warnings
+    assert warning.startswith("a.ini:2: http-enable-proxy-protocol: nobody may send PROXY lines")
+    assert "forwarded-allow = 10.0.0.0/8" in warning
+    assert ini("http-enable-proxy-protocol = 1\nforwarded-allow = unix").warnings == ()
+
+
 # Inline comments
 
 
@@ -780,6 +787,14 @@ BAD_VALUES = {
     "threads-stacksize = 8": "a.ini:2: threads-stacksize: must be greater than or equal to 32, found '8'",
     "cpu-affinity = -1": "a.ini:2: cpu-affinity: must not be negative, found '-1'",
     "max-fd = 3": "a.ini:2: max-fd: must be greater than or equal to 64, found '3'",
+    "static-map = /static": "a.ini:2: static-map: expected /path=directory, found '/static'",
+    "static-expires = /a": "a.ini:2: static-expires: expected a pattern, a space and seconds, found '/a'",
+    "static-expires = ( 10": "a.ini:2: static-expires: expected a regular expression, found '('",
+    "static-expires-type = text/css 10": "a.ini:2: static-expires-type: expected type=seconds, found 'text/css 10'",
+    "static-gzip = *": "a.ini:2: static-gzip: expected a regular expression, found '*'",
+    "http-timeout = 0": "a.ini:2: http-timeout: must be greater than 0, found '0'",
+    "forwarded-allow = x": "a.ini:2: forwarded-allow: expected networks such as 10.0.0.0/8, found 'x'",
+    "allow-from = unix": "a.ini:2: allow-from: expected networks such as 10.0.0.0/8, found 'unix'",
     "buffer-size = 0": "a.ini:2: buffer-size: must be greater than or equal to 1, found '0'",
     "dispatch = pull": "a.ini:2: dispatch: must be 'auto' or 'push', found 'pull'",
     "protocol = fastcgi": "a.ini:2: protocol: expected uwsgi or http, found 'fastcgi'",
