@@ -35,7 +35,7 @@ cdef extern from * nogil:
         if (*path && base < 0) return -1;
         for (int i = 0; i < TRIES; i++) {
             fd = *path ? (int)syscall(OPENAT2, base, path, &how, sizeof how) : open(root, (int)how.flags);
-            if (fd >= 0 || errno != EAGAIN) break;
+            if (fd >= 0 || (errno != EAGAIN && errno != EINTR)) break;
         }
         error = errno;
         if (base >= 0) close(base);
@@ -74,9 +74,9 @@ cdef extern from * nogil:
     bint S_ISREG(unsigned int mode)
 
 
-def open_beneath(bytes root not None, bytes path not None, size_t small, bint links=True):
+def open_beneath(bytes root not None, bytes path not None, int64_t small, bint links=True):
     """Open for reading: (descriptor, mode, bytes, time of the last change in ns, content). A regular file of up to `small`
-    bytes is read at once, and then the descriptor is -1; otherwise the content is None.
+    bytes (-1: none) is read at once, and then the descriptor is -1; otherwise the content is None.
 
     path: relative to `root`, without a NUL; empty for `root` itself. links: whether symbolic links beneath the root may lead
     to other places beneath it. Raises OSError: EXDEV for a path that leads outside, ELOOP for a link where none may be,
@@ -93,8 +93,12 @@ def open_beneath(bytes root not None, bytes path not None, size_t small, bint li
         fd = open_beneath_root(root_text, path_text, links, &status)
     if fd < 0:
         raise OSError(errno, os.strerror(errno), path)
-    if S_ISREG(status.st_mode) and <size_t>status.st_size <= small:
-        content = PyBytes_FromStringAndSize(NULL, status.st_size)
+    if S_ISREG(status.st_mode) and status.st_size <= small:
+        try:
+            content = PyBytes_FromStringAndSize(NULL, status.st_size)
+        except MemoryError:
+            os.close(fd)
+            raise
         to = PyBytes_AS_STRING(content)
         with nogil:
             n = read_all(fd, to, status.st_size)

@@ -1509,8 +1509,18 @@ cdef class Front:
         self.close_source(c)
         if c.outcome == RELAY_RUNS:
             self.hear_core(c.holder)
+            self.judge_end(fd)
         if self.connections[fd].state == RELAY and self.connections[fd].source < 0:
             return self.send_relayed(fd)
+        return 0
+
+    cdef int judge_end(self, int fd) except -1:
+        """Its core has written nothing more, and not said why: it dies, maybe after all of the answer."""
+        cdef Connection *c = &self.connections[fd]
+        if c.state == RELAY and c.outcome == RELAY_RUNS and c.holder < self.core_count:
+            request = self.describe(c.holder)
+            if request is not None and request.complete:
+                c.outcome = OUTCOME_LINGER
         return 0
 
     cdef int hear_core(self, int core) except -1:
@@ -1584,7 +1594,9 @@ cdef class Front:
         cdef Connection *c
         if source >= 0 and not is_stream(source) or client >= 0 and not is_stream(client):  # scribbling
             close(source)
-            source = -1
+            if client >= 0:
+                close(client)
+            return 0
         if head.flags == RELAY_PULLED and source >= 0 and client >= 0:
             if head.seq < <uint64_t>self.listener_count and self.listeners[head.seq].http:
                 fd, client = client, -1

@@ -901,6 +901,8 @@ cdef class Exchange:
                 self.send_chunk(chunk)
                 if self.bodyless and self.head_sent:
                     break  # nobody will see the rest
+                if self.body_sent == self.length and type(result) is FileWrapper:
+                    break  # as by sendfile: a part of a file
         self.send_head_alone(0, 0)
         return self.send_end()
 

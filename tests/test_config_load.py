@@ -790,6 +790,8 @@ BAD_VALUES = {
     "static-map = /static": "a.ini:2: static-map: expected /path=directory, found '/static'",
     "static-expires = /a": "a.ini:2: static-expires: expected a pattern, a space and seconds, found '/a'",
     "static-expires = ( 10": "a.ini:2: static-expires: expected a regular expression, found '('",
+    "static-expires = a 99999999999": "a.ini:2: static-expires: expected a pattern, a space and seconds",
+    "static-gzip = a{99999999999}": "a.ini:2: static-gzip: expected a regular expression",
     "static-expires-type = text/css 10": "a.ini:2: static-expires-type: expected type=seconds, found 'text/css 10'",
     "static-gzip = *": "a.ini:2: static-gzip: expected a regular expression, found '*'",
     "http-timeout = 0": "a.ini:2: http-timeout: must be greater than 0, found '0'",

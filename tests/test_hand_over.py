@@ -51,7 +51,7 @@ def test_for_a_moment(core, error):
             core.calls.fail(error)
         core.calls.until("epoll_wait")
         message, (fd,), _, _ = socket.recv_fds(core.channel, 1000, 1)
-        assert (message[0], message[40:]) == (HANDED, HALF)
+        assert (message[0], message[64:]) == (HANDED, HALF)
         with socket.socket(fileno=fd) as handed:
             handed.sendall(b"the master's")
         assert client.recv(100) == b"the master's"

@@ -222,6 +222,50 @@ def test_rules(root: Path, options: dict[str, tuple[str, ...]], path: str, body:
     assert (None if asked.is_applications else asked.body) == body
 
 
+HIDDEN = [
+    "/s/app.py",
+    "/s/app.py/.",
+    "/s/../root/app.py",
+    "/s/../root/app.py/.",
+    "/s/../root/app.py/",
+    "/s/sub/..//app.py/.",
+    "/s/code",
+    "/s/absolute-code",
+    "/s/package",
+    "/s/package/",
+]
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("path", HIDDEN)
+def test_endings_that_are_never_served(root: Path, path: str) -> None:
+    """Whatever the file is called by."""
+    (root / "app.py").write_bytes(SECRET)
+    (root / "code").symlink_to("app.py")
+    (root / "absolute-code").symlink_to(root / "app.py")
+    (root / "package").mkdir()
+    (root / "package" / "index.py").write_bytes(SECRET)
+    files = serving(maps=(f"/s={root}",), skip=(".py",), index=("index.py",))
+    assert Asked(files, path).is_applications
+    assert Asked(files, "/s/a.txt").body == b"text"
+    plain = Asked(serving(maps=(f"/s={root}",), index=("index.py",)), path)
+    assert plain.body in (SECRET, b"the application")
+
+
+def test_an_index_with_a_slash(root: Path) -> None:
+    assert Asked(serving(maps=(f"/s={root}",), index=("/index.html",)), "/s/sub").body == b"index"
+
+
+def test_relative_directories(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are those of the beginning, wherever the application goes."""
+    monkeypatch.chdir(root.parent)
+    files = serving(maps=("/s=root",), expires=(f"^{root}/a.txt$ 10",))
+    monkeypatch.chdir("/")
+    asked = Asked(files, "/s/./a.txt")
+    assert asked.body == b"text"
+    assert "Expires" in asked.headers
+
+
 def test_the_document_root(root: Path) -> None:
     assert Asked(serving(docroot=True), "/a.txt", DOCUMENT_ROOT=str(root)).body == b"text"
     assert Asked(serving(docroot=True), "/a.txt").is_applications
@@ -280,6 +324,14 @@ def test_a_file_of_content_types(root: Path, tmp_path: Path) -> None:
     files = serving(maps=(f"/s={root}",), mime_files=(str(tmp_path / "types"),))
     assert Asked(files, "/s/none.unknown").headers["Content-Type"] == "x/unknown"
     assert Asked(files, "/s/style.css").headers["Content-Type"] == "text/x-css"
+
+
+def test_two_files_of_content_types(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "one").write_text("text/x-css css\n")
+    (tmp_path / "two").write_text("x/unknown unknown\n")
+    files = serving(maps=(f"/s={root}",), mime_files=(str(tmp_path / "one"), str(tmp_path / "two")))
+    assert Asked(files, "/s/style.css").headers["Content-Type"] == "text/x-css"
+    assert Asked(files, "/s/none.unknown").headers["Content-Type"] == "x/unknown"
 
 
 def test_a_file_of_content_types_that_is_not_there(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -411,6 +463,26 @@ def test_compressed_sisters(root: Path, options: dict[str, Any]) -> None:
         assert (plain.body, plain.headers.get("Content-Encoding")) == (b"css", None)
         assert plain.headers["Vary"] == "Accept-Encoding"
         assert plain.headers["ETag"] != zipped.headers["ETag"]
+
+
+def test_the_sister_of_a_single_file(root: Path) -> None:
+    (root / "style.css.gz").write_bytes(gzip.compress(b"css"))
+    files = serving(maps=(f"/style={root}/style.css",), compressed_all=True)
+    assert gzip.decompress(Asked(files, "/style", HTTP_ACCEPT_ENCODING="gzip").body) == b"css"
+
+
+def test_no_descriptor_is_left_when_they_run_short(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_short(base: bytes, path: bytes, small: int, links: bool = True) -> static.Found:
+        if path.endswith(b".gz"):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return _files.open_beneath(base, path, small, links)
+
+    files = serving(maps=(f"/s={root}",), compressed_all=True)
+    monkeypatch.setattr(static, "open_beneath", run_short)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match="Too many open files"):
+        Asked(files, "/s/large.bin", HTTP_ACCEPT_ENCODING="gzip")
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 # with a server

@@ -829,7 +829,10 @@ class Master:
 
     def _accept_rest(self) -> None:
         """What was queued at the door; again and again if there is no descriptor for all of it."""
-        grace = time.monotonic() < self.door_closed_at + sockets.DOOR_GRACE
+        grace = (
+            self.overseer.stopping is lifecycle.Stopping.FINISHING
+            and time.monotonic() < self.door_closed_at + sockets.DOOR_GRACE
+        )
         for number in list(self.closing):
             if self.front.accept_rest(number, forget=not (grace and self.listeners[number].deferred)):
                 self.closing.remove(number)

@@ -383,7 +383,7 @@ class Static(Section):
     def _have_seconds(cls, lines: tuple[str, ...]) -> tuple[str, ...]:
         for text in lines:
             pattern, _, seconds = text.rpartition(" ")
-            if not pattern or not seconds.isdigit():
+            if not pattern.strip() or not _are_seconds(seconds):
                 raise ValueError(f"expected a pattern, a space and seconds, found {text!r}")
             _compile(pattern)
         return lines
@@ -393,7 +393,7 @@ class Static(Section):
     def _have_types(cls, lines: tuple[str, ...]) -> tuple[str, ...]:
         for text in lines:
             kind, _, seconds = text.partition("=")
-            if not kind or not seconds.isdigit():
+            if not kind or not _are_seconds(seconds):
                 raise ValueError(f"expected type=seconds, found {text!r}")
         return lines
 
@@ -409,10 +409,14 @@ class Static(Section):
         return bool(self.check or self.docroot or self.maps or self.maps_kept)
 
 
+def _are_seconds(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 9
+
+
 def _compile(pattern: str) -> None:
     try:
         re.compile(pattern)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"expected a regular expression, found {pattern!r} ({error})") from None
 
 

@@ -42,7 +42,11 @@ class Listener:
     @property
     def deferred(self) -> bool:
         """Clients who have connected and said nothing so far wait in the kernel where nobody can accept them."""
-        return not self.local and self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT) > 0
+        return (
+            not self.local
+            and not self.inherited
+            and self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT) > 0
+        )
 
     @property
     def http(self) -> bool:

@@ -14,7 +14,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable
-from stat import S_ISDIR, S_ISREG
+from stat import S_IFDIR, S_ISDIR, S_ISREG
 from typing import Any, NamedTuple
 
 from wsgimaster._files import open_beneath
@@ -79,10 +79,6 @@ class Opened(NamedTuple):
     path: bytes
     encoding: str  # of a compressed sister; identity: there might be one; "": there is none
 
-    @property
-    def name(self) -> bytes:
-        return os.path.join(self.root, self.path) if self.path else self.root
-
 
 class StaticFiles:
     """The application, with these files before it. plan: settings.Static, as plain values."""
@@ -91,8 +87,8 @@ class StaticFiles:
         self.application = application
         self.rules = rules_of(plan)
         self.prefixes = tuple(rule.prefix for rule in self.rules)
-        self.skipped = tuple(plan["skip"])
-        self.indexes = [os.fsencode(name) for name in plan["index"]]
+        self.skipped = tuple(os.fsencode(text).decode("latin-1") for text in plan["skip"])
+        self.indexes = [os.fsencode(name).lstrip(b"/") for name in plan["index"]]
         self.safe = [os.fsencode(path) for path in plan["safe"]]
         self.expiries, self.expiry_of_type = expiries_of(plan)
         self.compressed = [re.compile(text) for text in plan["compressed"]]
@@ -127,16 +123,24 @@ class StaticFiles:
             if root is None:
                 root = environ.get("DOCUMENT_ROOT", "").encode("latin-1")
             if root and (opened := self.look(root, rest.lstrip("/").encode("latin-1"), environ)):
+                if self.skipped and real_name(opened.file).decode("latin-1").endswith(self.skipped):
+                    close(opened.file)  # an index, or a link, to what isn't served
+                    return None
                 return opened
         return None
 
     def look(self, root: bytes, path: bytes, environ: Environ) -> Opened | None:
         """The file beneath the root, its directory's index, or its compressed sister."""
-        found = self.open(root, path)
+        wants_all = not (
+            self.skipped or self.compresses or environ["REQUEST_METHOD"] == "HEAD" or is_conditional(environ)
+        )
+        found = self.open(root, path, SMALL if wants_all else -1)
         if found is None:
             return None
         file, mode, size, changed, content = found
-        if S_ISREG(mode) and path[-1:] != b"/":
+        if S_ISREG(mode) and (not path or path.rpartition(b"/")[2] not in (b"", b".", b"..")):
+            if not path:
+                root, path = os.path.split(root)
             opened = Opened(file, size, changed, content, root, path, "")
             return self.sister(opened, environ) if self.compresses else opened
         close(file)
@@ -146,17 +150,19 @@ class StaticFiles:
                     return of_directory
         return None
 
-    def open(self, root: bytes, path: bytes) -> Found | None:
+    def open(self, root: bytes, path: bytes, small: int) -> Found | None:
         try:
-            return open_beneath(root, path, SMALL)
+            return open_beneath(root, path, small)
         except OSError as error:
-            if error.errno in (errno.EXDEV, errno.ENOSYS, errno.EPERM):
-                return self.open_elsewhere(root, path)
+            if error.errno in (errno.EXDEV, errno.ENOSYS, errno.EPERM, errno.EAGAIN):
+                return self.open_elsewhere(root, path, small)
+            if error.errno == errno.EACCES and self.indexes:  # a directory that may be entered, but not read
+                return -1, S_IFDIR, 0, 0, None
             if error.errno not in MISSING:
                 raise
             return None
 
-    def open_elsewhere(self, root: bytes, path: bytes) -> Found | None:
+    def open_elsewhere(self, root: bytes, path: bytes, small: int) -> Found | None:
         """A link that leads out of the root by its text may come back to it, or lead to a `static-safe` directory. The
         file is opened by its real path, where no link may be any more."""
         try:
@@ -164,7 +170,7 @@ class StaticFiles:
             for one in (root, *self.safe):
                 base = os.path.realpath(one)
                 if real.startswith(os.path.join(base, b"")):
-                    return open_real(base, real[len(os.path.join(base, b"")) :])
+                    return open_real(base, real[len(os.path.join(base, b"")) :], small)
         except OSError as error:
             if error.errno not in MISSING:
                 raise
@@ -177,23 +183,28 @@ class StaticFiles:
 
     def sister(self, opened: Opened, environ: Environ) -> Opened:
         """Its compressed form, if there is one and the client takes it."""
-        name = opened.name
-        if not (
-            self.compressed_all
-            or name.startswith(self.compressed_beginnings)
+        try:
+            if not self.compressed_all and not self.may_be_compressed(real_name(opened.file)):
+                return opened
+            accepted = environ.get("HTTP_ACCEPT_ENCODING", "").lower()
+            for encoding, end in SISTERS:
+                if takes(accepted, encoding) and (found := self.open(opened.root, opened.path + end, -1)):
+                    file, mode, size, changed, content = found
+                    if S_ISREG(mode):
+                        close(opened.file)
+                        return Opened(file, size, changed, content, opened.root, opened.path, encoding)
+                    close(file)
+        except BaseException:
+            close(opened.file)
+            raise
+        return opened._replace(encoding="identity")
+
+    def may_be_compressed(self, name: bytes) -> bool:
+        return (
+            name.startswith(self.compressed_beginnings)
             or name.endswith(self.compressed_ends)
             or any(pattern.search(shown(name)) for pattern in self.compressed)
-        ):
-            return opened
-        accepted = environ.get("HTTP_ACCEPT_ENCODING", "").lower()
-        for encoding, end in SISTERS:
-            if takes(accepted, encoding) and (found := self.open(opened.root, opened.path + end)):
-                file, mode, size, changed, content = found
-                if S_ISREG(mode):
-                    close(opened.file)
-                    return Opened(file, size, changed, content, opened.root, opened.path, encoding)
-                close(file)
-        return opened._replace(encoding="identity")
+        )
 
     # ---- what is said of it ----
 
@@ -204,13 +215,15 @@ class StaticFiles:
             if self.expiries or self.expiry_of_type:
                 headers = self.expiry(opened, headers, path, environ) + headers
             status, start, length = "200 OK", 0, size
-            if "HTTP_RANGE" in environ or "HTTP_IF_NONE_MATCH" in environ or "HTTP_IF_MODIFIED_SINCE" in environ:
+            if is_conditional(environ):
                 status, start, length, headers = conditional(environ, headers, changed, size)
             start_response(status, headers if status[:3] == "304" else [*headers, ("Content-Length", str(length))])
             if length == 0 or environ["REQUEST_METHOD"] == "HEAD":
                 return [b""]
             if content is not None:
-                return [content if length == size else content[start : start + length]]
+                return [content]
+            if length <= SMALL:
+                return [os.pread(file, length, start)]
             stream = io.FileIO(file)
             file = -1  # the stream's, which is closed after the answer
             stream.seek(start)
@@ -229,7 +242,7 @@ class StaticFiles:
             headers.append(("Vary", "Accept-Encoding"))
         if encoding not in ("", "identity"):
             headers.append(("Content-Encoding", encoding))
-        if kind := self.types.get(os.path.splitext(shown(opened.name))[1].lower()):
+        if kind := self.types.get(os.path.splitext(shown(path))[1].lower()):
             headers.append(("Content-Type", kind))
         headers += [
             ("Last-Modified", http_date(changed // 1_000_000_000)),
@@ -247,7 +260,8 @@ class StaticFiles:
         if (of_type := self.expiry_of_type.get(kind)) is not None:
             seconds, since_change = of_type
             return [("Expires", expires(seconds, since_change, opened.changed))]
-        subjects = {"file": shown(opened.name), "uri": environ.get("REQUEST_URI", ""), "path": path}
+        name = os.path.realpath(os.path.join(opened.root, opened.path)) if self.expiries else b""
+        subjects = {"file": shown(name), "uri": environ.get("REQUEST_URI", ""), "path": path}
         for subject, pattern, seconds, since_change in self.expiries:
             if pattern.search(subjects[subject]):
                 return [("Expires", expires(seconds, since_change, opened.changed))]
@@ -259,11 +273,11 @@ class StaticFiles:
 
 def rules_of(plan: dict[str, Any]) -> list[Rule]:
     """In uWSGI's order."""
-    found = [Rule("", os.fsencode(root), kept=True) for root in plan["check"]]
+    found = [Rule("", os.path.abspath(os.fsencode(root)), kept=True) for root in plan["check"]]
     for name, kept in (("maps", False), ("maps_kept", True)):
         for text in plan[name]:
             prefix, _, root = text.partition("=")
-            found.append(Rule(os.fsencode(prefix).decode("latin-1"), os.fsencode(root), kept))
+            found.append(Rule(os.fsencode(prefix).decode("latin-1"), os.path.abspath(os.fsencode(root)), kept))
     return [*found, Rule("", None, kept=True)] if plan["docroot"] else found
 
 
@@ -275,7 +289,7 @@ def expiries_of(plan: dict[str, Any]) -> tuple[list[Expiry], dict[str, tuple[int
         for subject, name in (("file", "expires"), ("uri", "expires_uri"), ("path", "expires_path_info")):
             for text in plan[name + end]:
                 pattern, _, seconds = text.rpartition(" ")
-                patterns.append(Expiry(subject, re.compile(pattern), int(seconds), since_change))
+                patterns.append(Expiry(subject, re.compile(pattern.rstrip()), int(seconds), since_change))
         for text in plan["expires_type" + end]:
             kind, _, seconds = text.partition("=")
             types.setdefault(kind, (int(seconds), since_change))
@@ -285,35 +299,42 @@ def expiries_of(plan: dict[str, Any]) -> tuple[list[Expiry], dict[str, tuple[int
 def types_of(files: Iterable[str]) -> dict[str, str]:
     """Content types by the ends of names: Python's, what it lacks, and those of the files (`mimefile`)."""
     found = mimetypes.MimeTypes()
-    known = {**MORE_TYPES, **found.types_map[1]}
-    for name in files or ["/etc/mime.types"]:
+    for name in files:
         try:
-            read = mimetypes.read_mime_types(name)
+            found.read(name)
         except (OSError, UnicodeDecodeError):
-            read = None
-        if read is not None:
-            known.update(read)
-        elif files:
             print(f"the content types in {name} can't be read", file=sys.stderr)
-    return known
+    return {**MORE_TYPES, **found.types_map[1]}
 
 
 # ---- pure helpers ----
 
 
-def open_real(base: bytes, path: bytes) -> Found | None:
+def open_real(base: bytes, path: bytes, small: int) -> Found | None:
     """A file by a path that has no links, beneath a directory that has none either."""
     try:
-        return open_beneath(base, path, SMALL, links=False)
+        return open_beneath(base, path, small, links=False)
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.EPERM):
             raise
     file = os.open(os.path.join(base, path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW)
-    if os.fsencode(os.readlink(f"/proc/self/fd/{file}")) == os.path.join(base, path):
-        status = os.fstat(file)
-        return file, status.st_mode, status.st_size, status.st_mtime_ns, None
+    try:
+        if real_name(file) == os.path.join(base, path):
+            status = os.fstat(file)
+            return file, status.st_mode, status.st_size, status.st_mtime_ns, None
+    except BaseException:
+        close(file)
+        raise
     close(file)  # a link has come into its path meanwhile
     return None
+
+
+def real_name(file: int) -> bytes:
+    return os.fsencode(os.readlink(f"/proc/self/fd/{file}"))
+
+
+def is_conditional(environ: Environ) -> bool:
+    return "HTTP_RANGE" in environ or "HTTP_IF_NONE_MATCH" in environ or "HTTP_IF_MODIFIED_SINCE" in environ
 
 
 def close(file: int) -> None:

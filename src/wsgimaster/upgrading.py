@@ -315,9 +315,9 @@ class Upgrader:
         with ExitStack() as undo:
             undo.callback(self.signals.release)
             try:
-                left = master.log.flush(LOG_PATIENCE)
                 if not master.spooler.settle(SPOOL_PATIENCE):
                     return "a request's body is being written to a disk that is too slow"
+                left = master.log.flush(LOG_PATIENCE)
                 clients, said = master.front.hand_over_clients()
                 if why := self._changed(proved):
                     return why
