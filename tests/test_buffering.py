@@ -181,6 +181,7 @@ def test_a_client_that_leaves_leaves_nothing(server: Server, address: Address, s
 def test_a_body_that_fits_nowhere(start: Start) -> None:
     """No file of the master may be larger than this: the body fits into memory, and then not onto the disk."""
     server = start(options("processes = 1", "http-buffer = 200000"))
+    assert http(server.address, "/hello").status == 200  # it is through its start
     with Connection(server.address) as connection:
         resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (300_000, 300_000))
         connection.send(post("/hash", MB) + b"x" * MB)
