@@ -718,6 +718,10 @@ cdef class Front:
         if self.serving_cores > self.most_waiting and not self.suspended and self.reconsider(waiting):  # else nobody is parked for long
             waiting = self.backlog()
         self.keep_limits(waiting)
+        # As long as more wait in the queue than there are cores, none looks at the sockets. Those in the queue may be
+        # connections that come back again and again; so that others get their turn, they wait there, too.
+        while waiting and self.held_count and self.queue.length >= self.serving_cores and self.accept_shared():
+            waiting -= 1
         if waiting and not self.idle_cores:
             note_arrivals(&self.patient, now_ns(), self.accepted() + waiting)
             self.events.requests_wait()

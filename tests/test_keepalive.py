@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -35,6 +36,29 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
 @pytest.fixture(params=["TCP", "unix"])
 def address(server: Server, request: pytest.FixtureRequest) -> Address:
     return server.addresses[request.param == "unix"]
+
+
+def test_who_comes_anew_gets_a_turn(start: Start) -> None:
+    """Although those who have connections keep the only worker busy, and the queue is never empty."""
+    server = start(options("processes = 1").replace("processes = 2", ""))
+    answered, served = threading.Event(), [0] * 7
+
+    def ask_again_and_again(number: int) -> None:
+        with Connection(server.address) as connection:
+            while not answered.is_set() and served[number] < 200:
+                connection.send(GET % b"/process?seconds=0.02")
+                assert connection.next_answer()[0].status == 200
+                served[number] += 1
+
+    def come_anew() -> None:
+        wait_until(lambda: sum(served) > 30)
+        try:
+            assert [http(address, "/hello").status for address in server.addresses * 3] == [200] * 6
+        finally:
+            answered.set()
+
+    together(7, lambda number: ask_again_and_again(number) if number else come_anew())
+    assert max(served) < 200, "the others had to leave first"
 
 
 # one after the other
