@@ -6,7 +6,7 @@ BASE_DIR = Path(__file__).resolve().parent
 
 SECRET_KEY = "only for tests"
 DEBUG = False
-ALLOWED_HOSTS = ["localhost"]
+ALLOWED_HOSTS = ["localhost", "127.0.0.1"]
 ROOT_URLCONF = "djangoproject.urls"
 WSGI_APPLICATION = "djangoproject.wsgi.application"
 INSTALLED_APPS = ["django.contrib.sessions", "django.contrib.messages"]
