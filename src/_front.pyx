@@ -1351,14 +1351,14 @@ cdef class Front:
     cdef int read_body(self, int fd) except -1:
         """One piece of it."""
         cdef Connection *c = &self.connections[fd]
-        cdef size_t want = BODY_READ, taken, room
+        cdef size_t want = FIRST_READ, taken, room  # of a chunked one, since what comes behind it is the next request's
         cdef ssize_t n
         if self.piece == NULL:
             self.piece = <unsigned char *>PyMem_RawMalloc(BODY_READ)
             if self.piece == NULL:
                 raise MemoryError
         if not c.flags & FLAG_CHUNKED:
-            want = min(want, <size_t>(c.content_length - self.body_size(c)))
+            want = min(<size_t>BODY_READ, <size_t>(c.content_length - self.body_size(c)))
         n = recv(fd, self.piece, want, MSG_DONTWAIT)
         if n < 0 and errno in (EAGAIN, EINTR):
             return 0
@@ -1411,8 +1411,9 @@ cdef class Front:
         return 0
 
     def spooled(self, int fd, int generation, int file, Py_ssize_t size, int error):
-        """A piece of a body, `size` bytes, was written to a file on disk, or wasn't: error is an errno, else 0. fd, generation: as they
-        were told; file: the body's from now on, a former one is closed. So is this one, if the client is gone."""
+        """A piece of a body, `size` bytes, was written to a file on disk, or wasn't: error is an errno, else 0. fd,
+        generation: as they were told; file: the body's from now on, a former one is closed. So is this one, if the client
+        is gone."""
         cdef Connection *c = &self.connections[fd]
         if c.generation != <uint16_t>generation or c.state != BODY:
             close(file)

@@ -153,6 +153,22 @@ def test_what_comes_behind_the_body_is_the_next_request(address: Address, chunke
         assert connection.next_answer(rest)[0].status == 200
 
 
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+def test_many_requests_behind_the_body(address: Address, chunked: bool) -> None:
+    """More bytes than one read takes."""
+    body = body_of(50_000)
+    sent = chunk(body) + b"0\r\n\r\n" if chunked else body
+    more = b"GET /hello HTTP/1.1\r\nHost: a\r\nX-Long: %s\r\n\r\n" % (b"x" * 1000) * 100
+    with Connection(address) as connection:
+        connection.send(post("/hash", None if chunked else len(body)))
+        connection.send(sent + more)
+        answer, rest = connection.next_answer()
+        assert json.loads(answer.body)["sha256"] == hashlib.sha256(body).hexdigest()
+        for _ in range(100):
+            answer, rest = connection.next_answer(rest)
+            assert answer.body == b"hello"
+
+
 @pytest.mark.parametrize("size", [10, 100_000])
 def test_a_body_that_breaks_its_chunks_never_reaches_a_worker(server: Server, address: Address, size: int) -> None:
     log = server.log_from_here()
