@@ -423,16 +423,24 @@ def large(environ, start_response):
     return [b"x" * size]
 
 
+def wait_at_gate(wanted):
+    """No longer than a minute, in case that the test is gone."""
+    for _ in range(6000 if "gate" in wanted else 0):
+        if Path(wanted["gate"]).exists():
+            return
+        time.sleep(0.01)
+
+
 @route
 def numbers(environ, start_response):
-    """`size` bytes that say where they stand, in pieces; before the last one, `seconds` pass, or it `fails` or `dies`.
-    A child that it `forks` goes on for three seconds. The log says when the application is done."""
+    """`size` bytes that say where they stand, in pieces; before the last one it waits until the file `gate` is there,
+    or it `fails` or `dies`. If it `forks`, a child waits instead. The log says when the application is done."""
     wanted = query(environ)
     size = int(wanted["size"])
     start_response("200 OK", [*PLAIN, ("Content-Length", str(size))])
     text = b"".join(b"%08d" % number for number in range(size // 8))
     if "forks" in wanted and os.fork() == 0:
-        time.sleep(3)
+        wait_at_gate(wanted)
         os._exit(0)
     for at in range(0, size - BLOCK, BLOCK):
         yield text[at : at + BLOCK]
@@ -440,7 +448,8 @@ def numbers(environ, start_response):
         raise RuntimeError("in the middle of the answer")
     if "dies" in wanted:
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(float(wanted.get("seconds", 0)))
+    if "forks" not in wanted:
+        wait_at_gate(wanted)
     yield text[(size - 1) // BLOCK * BLOCK :]
     note(environ, f"all numbers of {wanted.get('name')} are written")
 
