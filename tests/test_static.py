@@ -201,6 +201,24 @@ def test_a_link_that_is_put_into_the_path_meanwhile(root: Path, monkeypatch: pyt
     assert Asked(serving(maps=(f"/s={root}",)), "/s/absolute.txt").is_applications
 
 
+@pytest.mark.usefixtures("kernel")
+def test_a_directory_that_becomes_a_link_meanwhile(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.path.realpath
+    (root / "linked.html").symlink_to(root / "sub" / "index.html")
+    (root.parent / "outside" / "index.html").write_bytes(SECRET)
+
+    def realpath(path: bytes, **how: Any) -> bytes:
+        found = real(path, **how)
+        if found.endswith(b"/index.html") and not (root / "sub").is_symlink():
+            (root / "sub").rename(root / "former")
+            (root / "sub").symlink_to("../outside")
+        return found
+
+    monkeypatch.setattr(os.path, "realpath", realpath)
+    assert Asked(serving(maps=(f"/s={root}",)), "/s/linked.html").is_applications
+    assert (root / "sub").is_symlink()
+
+
 RULES = {
     "a file for a path": ({"maps": ("/favicon.ico={root}/a.txt",)}, "/favicon.ico", b"text"),
     "a prefix with a slash": ({"maps": ("/s/={root}/",)}, "/s/a.txt", b"text"),
