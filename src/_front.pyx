@@ -306,6 +306,7 @@ ctypedef struct Listener:
     uint8_t http
     uint8_t buffers         # HTTP: bodies, before a core gets the request
     uint8_t local           # unix or abstract
+    uint8_t tls             # its clients are passed to a terminator (tls.py), what it sends us takes their place
     uint16_t port
     uint8_t open
     uint8_t shared          # with the cores
@@ -1034,18 +1035,19 @@ cdef class Front:
 
     # ---- 1 accept ----
 
-    def add_listener(self, int fd, str name, *, bint http, bint local, bint buffers=False):
+    def add_listener(self, int fd, str name, *, bint http, bint local, bint buffers=False, bint tls=False):
         """Accept on this listening socket (non-blocking) from now on; returns its number. buffers: HTTP bodies, before a
-        core gets the request."""
+        core gets the request; tls: HTTP is in TLS."""
         if self.listener_count == MAX_LISTENERS:
             raise ValueError(f"at most {MAX_LISTENERS} listening sockets")
         cdef int number = self.listener_count
         self.listeners[number].fd = fd
         self.listeners[number].http, self.listeners[number].local, self.listeners[number].open = http, local, True
-        self.listeners[number].buffers, self.listeners[number].port = buffers, own_port(fd)
+        self.listeners[number].buffers, self.listeners[number].tls = buffers, tls
+        self.listeners[number].port = own_port(fd)
         self.names.append(name)
         self.listener_count += 1
-        if self.pull and self.shared_count < MOST_PULLED:
+        if self.pull and not tls and self.shared_count < MOST_PULLED:
             self.listeners[number].shared = True
             self.listeners[number].inode = inode_of(fd)
             self.shared_count += 1
@@ -1127,6 +1129,10 @@ cdef class Front:
             # EINVAL: a unix listener that was shut down and has nobody left. Everything else is about one
             # connection that failed before we got it (accept(2)).
             return NOTHING if errno in (EAGAIN, EINVAL) else TAKEN
+        if listener.tls:
+            fd = self.events.end_tls(number, fd)
+            if fd < 0:
+                return TAKEN
         self.open(fd, number, add_seq(&self.board.last_id, 1) + 1)
         self.n_own += not listener.shared
         if self.let_in(fd, number, &name):
@@ -1140,6 +1146,7 @@ cdef class Front:
         c.trusted = c.client.trusted = trust == TRUSTED
         c.client.is_local, c.client.port = not address_bytes(name, c.client.address), port_of(name)
         c.client.own_port, c.client.buffers = self.listeners[number].port, self.listeners[number].buffers
+        c.client.secure = self.listeners[number].tls
         if trust == REFUSED:
             self.refuse(fd, 403, "its address is not in allow-from")
         return trust != REFUSED

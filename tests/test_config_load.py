@@ -17,7 +17,7 @@ from wsgimaster.config.load import Loaded, load
 from wsgimaster.config.options import BY_NAME
 from wsgimaster.config.system import System
 from wsgimaster.errors import ConfigErrors
-from wsgimaster.settings import Address, Algorithm, Daemon, Dispatch, Family, Order, Protocol
+from wsgimaster.settings import Address, Algorithm, Daemon, Dispatch, Family, Order, Protocol, Tls
 
 FACTS = {"h": "vm", "k": "2", "u": "0", "U": "root", "g": "0", "G": "root", "t": "1", "T": "2", "b": "/bin/w"}
 USERS = {"www-data": 33, "root": 0}
@@ -176,6 +176,7 @@ WORKING: dict[str, tuple[str, str, Any]] = {
     "no-defer-accept": ("no-defer-accept = true", "sockets.defer_accept", False),
     "http-timeout": ("http-timeout = 300", "sockets.http_timeout", 300.0),
     "http-buffer": ("http-buffer = 65536", "sockets.http_buffer", 65536),
+    "http-processes": ("http-processes = 3", "sockets.tls_processes", 3),
     "http-enable-proxy-protocol": ("http-enable-proxy-protocol = 1", "sockets.http_proxy_protocol", True),
     "enable-proxy-protocol": ("enable-proxy-protocol = true", "sockets.http_proxy_protocol", True),
     "forwarded-allow = unix": ("forwarded-allow = unix, ::1", "sockets.forwarded_allow", ("unix", ip_network("::1"))),
@@ -394,6 +395,50 @@ def test_sockets_keep_their_order_and_their_protocols() -> None:
         (http, 4),
         (http, 5),
     ]
+
+
+TLS: dict[str, tuple[str, Tls, bool]] = {
+    "https": ("https = :1,/c.pem,/k.pem", Tls(certificate="/c.pem", key="/k.pem"), True),
+    "https-socket": ("https-socket = :1,/c.pem,/k.pem", Tls(certificate="/c.pem", key="/k.pem"), False),
+    "ciphers": ("https = :1,/c.pem,/k.pem,HIGH", Tls(certificate="/c.pem", key="/k.pem", ciphers="HIGH"), True),
+    "an authority": ("https = :1,/c,/k,,/a", Tls(certificate="/c", key="/k", ca="/a"), True),
+    "demanded": ("https = :1,/c,/k,X,!/a", Tls(certificate="/c", key="/k", ciphers="X", ca="/a", required=True), True),
+    "relative": (
+        "https = :1,c,../k,,a",
+        Tls(certificate="/srv/app/c", key="/srv/app/../k", ca="/srv/app/a"),
+        True,
+    ),
+    "https2": ("https2 = addr=:1,cert=/c,key=/k", Tls(certificate="/c", key="/k"), True),
+    "https2, all": (
+        "https2 = key=/k,crt=/c,clientca=!/a,ciphers=X,addr=:1",
+        Tls(certificate="/c", key="/k", ciphers="X", ca="/a", required=True),
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize(("line", "tls", "buffers"), TLS.values(), ids=TLS)
+def test_tls_addresses(line: str, tls: Tls, buffers: bool) -> None:
+    address = ini(line).settings.sockets.addresses[-1]
+    assert (address.protocol, address.port, address.buffers) == (Protocol.HTTP, 1, buffers)
+    assert address.tls == tls
+
+
+NO_TLS = {
+    "nothing": "https =",
+    "no key": "https = :1,/c",
+    "no certificate": "https = :1,,/k",
+    "too many": "https = :1,/c,/k,HIGH,/a,x",
+    "another key": "https2 = addr=:1,cert=/c,key=/k,x=y",
+    "no address": "https2 = cert=/c,key=/k",
+    "no such address": "https = x:y,/c,/k",
+}
+
+
+@pytest.mark.parametrize("line", NO_TLS.values(), ids=NO_TLS)
+def test_no_tls_addresses(line: str) -> None:
+    (problem,) = ini_failure(line)
+    assert "expected" in problem
 
 
 OPEN = {":3031": True, "10.0.0.1:1": True, "[::]:1": True, "some-host:1": True}

@@ -23,6 +23,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import from_json
 
+from wsgimaster.certificates import Certificate
 from wsgimaster.config.reloadable import Values
 from wsgimaster.errors import StartError
 from wsgimaster.lifecycle import Overseer, Post, Slot
@@ -81,6 +82,41 @@ class Conversation(Part):
     heard: Text
 
 
+class Process(Part):
+    """A child of the master. partial: of a line that it hasn't ended; written: of tracebacks."""
+
+    pid: int
+    output: int
+    tracebacks: int
+    generation: int
+    soft_signal: int
+    partial: Text
+    written: Text
+
+
+class TlsProcess(Part):
+    line: int  # -1: it was told to leave
+    generation: int
+    process: Process
+
+
+class TlsProcesses(Part):
+    """Those that end TLS, and what they were started with."""
+
+    post: int
+    theirs: int
+    certificates: dict[int, Certificate]
+    generation: int
+    newest: int
+    processes: list[TlsProcess]
+
+    def inherited(self) -> Iterator[int]:
+        yield from (self.post, self.theirs)
+        yield from (fd for one in self.certificates.values() for fd in one.descriptors)
+        for one in self.processes:
+            yield from (fd for fd in (one.line, one.process.output) if fd >= 0)
+
+
 class Frame(Part):
     format: Literal[1]  # FORMAT
     version: str  # of the wsgimaster that wrote this
@@ -102,6 +138,7 @@ class Frame(Part):
     clients: list[Client]
     touched: dict[str, int | None]  # when files that mean something were last changed, ns
     log: Text  # lines that are not written yet
+    tls: TlsProcesses | None = None
 
     def inherited(self) -> Iterator[int]:
         """All descriptors that exec must keep."""
@@ -111,18 +148,8 @@ class Frame(Part):
         yield from (fd for client in self.clients for fd in client[:3] if fd >= 0)
         if self.fifo is not None:
             yield self.fifo.fd
-
-
-class Process(Part):
-    """A zygote, a worker or an attached daemon. partial: of a line that it hasn't ended; written: of tracebacks."""
-
-    pid: int
-    output: int
-    tracebacks: int
-    generation: int
-    soft_signal: int
-    partial: Text
-    written: Text
+        if self.tls is not None:
+            yield from self.tls.inherited()
 
 
 class ZygoteProcess(Part):

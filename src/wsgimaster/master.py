@@ -30,6 +30,7 @@ from wsgimaster import (
     messages,
     processes,
     sockets,
+    tls,
     upgrading,
     wakeups,
 )
@@ -54,6 +55,7 @@ from wsgimaster.scoreboard import Scoreboard
 from wsgimaster.settings import Dispatch, Order, Settings, prefix_of
 from wsgimaster.spooling import Spooler
 from wsgimaster.systemd import Notifier
+from wsgimaster.tls import Certificates, Terminators
 from wsgimaster.triggers import Fifo, TouchFiles
 from wsgimaster.upgrading import Origin, Upgrader
 
@@ -110,6 +112,7 @@ class Prepared(NamedTuple):
 
     before: Before | None
     listeners: list[sockets.Listener]
+    certificates: Certificates
     health: list[sockets.Listener]
     control: ControlSocket
     fifo: Fifo | None
@@ -182,7 +185,7 @@ class Master:
             self._stop_gracefully,
             self.log.say,
         )
-        self.reloader = Reloader(prepared.again.configuration, self.overseer, self.handle, self.log.say)
+        self.reloader = Reloader(self._configuration, self.overseer, self.handle, self.log.say)
         self.upgrader = Upgrader(self, prepared.again.origin)
         self.zygotes: dict[int, Zygote] = {}  # by generation
         self.workers: dict[int, Child] = {}  # by slot
@@ -199,6 +202,9 @@ class Master:
         self.draining = False  # SIGTERM has come, and drain-delay isn't over
         self.fifo = prepared.fifo
         self.daemons = Daemons(self.log.say, self.log.write, self._stop_gracefully, prepared.descriptors)
+        self.terminators = Terminators(
+            settings.sockets.tls_processes, settings.sockets.http_timeout, self.log.say, self.log.write
+        )
         self.touch_files = TouchFiles(self._touch_actions(), before.state.frame.touched if before is not None else {})
         self.measuring: asyncio.Task[None] | None = None
         self.scales = True
@@ -220,6 +226,7 @@ class Master:
                 http=listener.http,
                 local=listener.local,
                 buffers=listener.address.buffers,
+                tls=listener.address.tls is not None,
             )
         self.loop.add_reader(self.front.epoll_fd, self.front.on_ready)
         self.loop.call_later(HOUSEKEEPING, self._housekeep)
@@ -236,6 +243,8 @@ class Master:
             self.loop.add_reader(self.fifo.fd, self._hear_fifo)
         if before is not None:
             upgrading.resume(self, before.state, before.clients_said)
+        else:
+            self.terminators.start(self.prepared.certificates)
         if before is None or before.state.running is None:
             self._perform(self.overseer.start())
         if before is not None:
@@ -245,6 +254,7 @@ class Master:
             upgrading.repeat(before.signals)
         try:
             code = await self.exit_code
+            await self.terminators.end(self.door_closed_at + self.settings.processes.reload_mercy)
             await self.daemons.end()
             return code
         finally:
@@ -312,7 +322,8 @@ class Master:
         self.upgrader.give_up()
         for zygote in self.zygotes.values():
             self.loop.remove_reader(zygote.control.fileno())
-        for child in [*self.workers.values(), *(zygote.child for zygote in self.zygotes.values())]:
+        terminators = [one.child for one in self.terminators.members]
+        for child in [*self.workers.values(), *(zygote.child for zygote in self.zygotes.values()), *terminators]:
             self.loop.remove_reader(child.pidfd)
             child.kill()
             child.reap()
@@ -569,6 +580,11 @@ class Master:
                 )
         return lines
 
+    def _configuration(self) -> tuple[Settings, list[str]]:
+        """As it is now, for a reload. On another thread."""
+        settings, warnings = self.prepared.again.configuration()
+        return settings, [*warnings, *tls.check(listener.address for listener in self.listeners)]
+
     def _switch(self, settings: Settings) -> None:
         """A generation has proved itself: its settings are ours from now on."""
         if settings is self.settings:
@@ -580,6 +596,7 @@ class Master:
         for coroutine in (self._watch_touch_files, self._watch_code):  # they begin anew, with what is to be watched now
             if (task := self.watching.pop(coroutine, None)) is not None:
                 task.cancel()
+        self.terminators.renew(listener.address for listener in self.listeners)
         try:
             self.daemons.reload(settings)
         except Exception as error:  # the workers' reload goes on
@@ -768,7 +785,7 @@ class Master:
     def _housekeep(self) -> None:
         """Reap orphans that fell to us (PID 1, subreaper): one by one, never a child that somebody waits for."""
         known = {child.pid for child in self.workers.values()} | {one.child.pid for one in self.zygotes.values()}
-        known |= self.daemons.pids
+        known |= self.daemons.pids | self.terminators.pids
         known |= {self.upgrader.proof.pid} if self.upgrader.proof is not None else set()
         while True:
             try:
@@ -926,6 +943,21 @@ class Master:
 
     def accepting_paused(self, why: str) -> None:
         self._complain("accept", "paused", f"*** no connections are accepted for a moment: {why} (max-fd sets a limit)")
+
+    def end_tls(self, listener: int, client: int) -> int:
+        """A client of a TLS listener: the descriptor that takes its place, or -1."""
+        try:
+            return self.terminators.give(listener, client)
+        except OSError:
+            pass
+        self.reserve.release()  # it is there already, so it goes before a worker; nobody else is accepted then
+        self.loop.call_soon(self._keep_reserve)
+        try:
+            return self.terminators.give(listener, client)
+        except OSError as error:
+            os.close(client)
+            self._complain("accept", "tls", f"*** a client was closed: {error.strerror} (max-fd sets a limit)")
+            return -1
 
     def push_refused(self, core: int, why: str) -> None:
         worker = self._name(core)

@@ -257,8 +257,9 @@ def start_zygote(
     return Child(pid, pidfd, ours), control
 
 
-def start_proof(command: list[str], environment: dict[str, str], directory: str, inherited: Sequence[int]) -> Child:
-    """Exec the proof of an upgrade (proving.py) in this directory, as the leader of a process group. Raises OSError."""
+def start_program(command: list[str], environment: dict[str, str], directory: str, inherited: Sequence[int]) -> Child:
+    """Exec a program of ours in this directory, as the leader of a process group: the proof of an upgrade (proving.py),
+    or a terminator. Raises OSError."""
     here = os.open(".", os.O_PATH | os.O_CLOEXEC)
     try:
         ours, output = output_pipe()

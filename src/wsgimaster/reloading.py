@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 
 from wsgimaster.config.reloadable import beyond_a_reload
-from wsgimaster.errors import ConfigErrors
+from wsgimaster.errors import ConfigErrors, StartError
 from wsgimaster.events import Event, Reload, ReloadAsked
 from wsgimaster.lifecycle import Overseer
 from wsgimaster.settings import Settings
@@ -64,6 +64,8 @@ class Reloader:
             settings, warnings = await asyncio.to_thread(self.reread)
         except ConfigErrors as errors:
             raise RefusedError("\n".join(str(error) for error in errors.errors)) from None
+        except StartError as error:
+            raise RefusedError(str(error)) from None
         except Exception as error:
             raise RefusedError(f"the configuration can't be read: {error!r}") from error
         finally:

@@ -42,6 +42,16 @@ class Family(StrEnum):
     INHERITED = "inherited"  # a descriptor that the parent left open
 
 
+class Tls(Section):
+    """The files of a TLS address, by absolute paths, and what clients must bring."""
+
+    certificate: str  # with those that lead to the authority, if there are any
+    key: str
+    ciphers: str = ""  # OpenSSL's list, for TLS 1.2; "": Python's
+    ca: str = ""  # whose certificates clients may show; "": they aren't asked for one
+    required: bool = False  # and must
+
+
 class Address(Section):
     """One listening address."""
 
@@ -52,7 +62,13 @@ class Address(Section):
     host: str = ""  # tcp: an address or a name; "" is every IPv4 address
     port: Annotated[int, Field(ge=0, le=65535)] = 0  # tcp: 0 lets the kernel choose
     fd: int = -1  # inherited
-    buffers: bool = False  # `http`: workers get requests with their whole bodies
+    buffers: bool = False  # `http`, `https`: workers get requests with their whole bodies
+    tls: Tls | None = None
+
+    @property
+    def scheme(self) -> str:
+        """What is spoken here."""
+        return str(self.protocol) if self.tls is None else "https"
 
 
 class Sockets(Section):
@@ -69,6 +85,7 @@ class Sockets(Section):
     http_buffer: Annotated[int, Field(ge=0)] = 1 << 20  # bytes of a body, or of an answer, in memory
     http_timeout: Annotated[float, Field(gt=0)] = 60.0  # seconds that a client may take for a piece of either
     http_keepalive: Annotated[float, Field(ge=0)] = 75.0  # seconds between two requests; 0: one per connection
+    tls_processes: Annotated[int, Field(ge=1, le=64)] = 1  # `http-processes`: those that end TLS
     defer_accept: bool = True  # TCP: until the client has sent something; `no-defer-accept`
     vacuum: bool = False
 

@@ -57,13 +57,13 @@ class Listener:
         fd = self.socket.fileno()
         name = self.socket.getsockname()
         if self.inherited:
-            return f"{self.address.protocol} socket {number} inherited as fd {fd}"
+            return f"{self.address.scheme} socket {number} inherited as fd {fd}"
         if self.local:
             shown = "@" + self.address.path if self.address.family is Family.ABSTRACT else self.address.path
-            return f"{self.address.protocol} socket {number} bound to UNIX address {shown} fd {fd}"
+            return f"{self.address.scheme} socket {number} bound to UNIX address {shown} fd {fd}"
         shown = f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
         auto = " (port auto-assigned)" if self.address.port == 0 else ""
-        return f"{self.address.protocol} socket {number} bound to TCP address {shown}{auto} fd {fd}"
+        return f"{self.address.scheme} socket {number} bound to TCP address {shown}{auto} fd {fd}"
 
 
 def largest_backlog() -> int:

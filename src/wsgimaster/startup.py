@@ -17,7 +17,7 @@ from pathlib import Path
 
 import uvloop
 
-from wsgimaster import _process, hooks, privileges, processes, sockets, systemd
+from wsgimaster import _process, hooks, privileges, processes, sockets, systemd, tls
 from wsgimaster.control import ControlSocket
 from wsgimaster.errors import StartError
 from wsgimaster.handover import Resumed
@@ -64,6 +64,7 @@ def run(settings: Settings, said: list[str], reread: Reread, origin: Origin) -> 
             raise StartError("no listening socket: LISTEN_FDS is there, but not for this process (LISTEN_PID)")
         listeners = sockets.open_all(addresses, settings.sockets, owner)
         health = sockets.open_all(for_health, settings.sockets, owner)
+        certificates = tls.read_all(addresses)
         control = ControlSocket(settings.control.socket, owner)
         fifo = Fifo(settings.control.fifos, owner) if settings.control.fifos else None
         write_pidfiles(pidfiles[:1])  # not before: a start that fails must leave the running server's alone
@@ -75,7 +76,7 @@ def run(settings: Settings, said: list[str], reread: Reread, origin: Origin) -> 
         _process.become_subreaper()
         set_title(settings)
         said = [*said, *([warning] if warning else [])]
-        prepared = Prepared(None, listeners, health, control, fifo, descriptors, said, notifier, again)
+        prepared = Prepared(None, listeners, certificates, health, control, fifo, descriptors, said, notifier, again)
         return serve(settings, prepared)
     finally:
         tidy(settings, [*listeners, *health], [control, fifo], pidfiles)
@@ -102,7 +103,7 @@ def resume(before: Before, reread: Reread, origin: Origin) -> int:
         change_directory(frame.directory)
         set_title(settings)
         prepared = Prepared(
-            before, listeners, health, control, fifo, frame.descriptors, resumed.warnings, notifier, again
+            before, listeners, {}, health, control, fifo, frame.descriptors, resumed.warnings, notifier, again
         )
         return serve(settings, prepared)
     finally:

@@ -56,13 +56,16 @@ from wsgimaster.handover import (
     Proved,
     Running,
     State,
+    TlsProcess,
+    TlsProcesses,
     ZygoteProcess,
 )
 from wsgimaster.lifecycle import Phase, Stopping, explain
-from wsgimaster.processes import Child, Zygote, kill_group, start_proof
+from wsgimaster.processes import Child, Zygote, kill_group, start_program
 from wsgimaster.reloading import HEARD
 from wsgimaster.sockets import Listener
 from wsgimaster.stamp import stamp
+from wsgimaster.tls import Terminator, Terminators
 
 if TYPE_CHECKING:
     from wsgimaster.master import Master
@@ -151,7 +154,7 @@ class Upgrader:
         try:
             memories.append(handover.write(self._state(None), []))
             memories.append(handover.memory())
-            self.proof = child = start_proof(
+            self.proof = child = start_program(
                 self._command(), self._environment(handover.PROOF, memories), self.origin.directory, memories
             )
         except OSError as error:
@@ -300,7 +303,7 @@ class Upgrader:
             return "the application is being loaded"
         if self.master.harakiri.ending:
             return "a request is being ended (harakiri)"
-        if unsettled := self.master.daemons.unsettled:
+        if unsettled := self.master.daemons.unsettled or self.master.terminators.unsettled:
             return unsettled
         if any(exchange.sending for exchange in self.master.exchanges):
             return "somebody is being answered"
@@ -368,6 +371,7 @@ class Upgrader:
             probes=probes,
             clients=list(clients),
             touched=master.touch_files.seen,
+            tls=_terminators(master.terminators),
             log=log.decode("latin-1"),
         )
         if proved is not None and proved.against_the_workers:
@@ -449,6 +453,8 @@ def resume(master: Master, state: State, said: Sequence[bytes]) -> None:
     else:
         master.overseer.ever_ready = True  # we don't give up as at a first start: clients wait
         master.overseer.generation = master.overseer.newest = frame.generation + 1
+    if frame.tls is not None:
+        _take_up_terminators(master, frame.tls)
     cores = None if running is None else running.cores.model_dump()
     master.front.take_up(frame.clients, said, cores, frame.paused)
     master.commands.pause(frame.paused)
@@ -477,6 +483,36 @@ def _take_up_processes(master: Master, running: Running) -> None:
         master.scaler.needed = True  # somebody may have asked for fewer
     master.keep_watching()
     master.keep_enough_workers(running.least)
+
+
+def _take_up_terminators(master: Master, tls: TlsProcesses) -> None:
+    """They go on until the reload that comes next replaces them."""
+    terminators = master.terminators
+    terminators.post, terminators.theirs = socket.socket(fileno=tls.post), socket.socket(fileno=tls.theirs)
+    terminators.certificates, terminators.generation, terminators.newest = tls.certificates, tls.generation, tls.newest
+    for one in tls.processes:
+        line = None if one.line < 0 else socket.socket(fileno=one.line)
+        terminators.adopt(Terminator(_child(one.process), line, one.generation, time.monotonic(), ready=True))
+
+
+def _terminators(terminators: Terminators) -> TlsProcesses | None:
+    if terminators.post is None or terminators.theirs is None:
+        return None
+    return TlsProcesses(
+        post=terminators.post.fileno(),
+        theirs=terminators.theirs.fileno(),
+        certificates=terminators.certificates,
+        generation=terminators.generation,
+        newest=terminators.newest,
+        processes=[
+            TlsProcess(
+                line=-1 if one.line is None else one.line.fileno(),
+                generation=one.generation,
+                process=_process(one.child),
+            )
+            for one in terminators.members
+        ],
+    )
 
 
 def _child(process: Process) -> Child:

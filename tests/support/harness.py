@@ -291,11 +291,11 @@ class Server(Program):
             raise
 
     def _sockets(self, text: str, argv: list[str]) -> Iterator[tuple[str, Address]]:
-        names = r"(socket|uwsgi-socket|http-socket|http11-socket|http)"
+        names = r"(socket|uwsgi-socket|http-socket|http11-socket|http|https-socket|https)"
         in_file = re.findall(rf"^{names}\s*=\s*(\S+)$", text, re.MULTILINE)
         in_argv = re.findall(rf"--{names}[ =](\S+)", " ".join(argv))
         for option, value in in_file + in_argv:
-            yield ("http" if option.startswith("http") else "uwsgi"), self._address(value)
+            yield ("http" if option.startswith("http") else "uwsgi"), self._address(value.partition(",")[0])
 
     def _address(self, value: str) -> Address:
         if value.startswith("@"):

@@ -75,7 +75,7 @@ class Notes:
             self._commented.append(assignment.where)
         elif option.kind in FLAGS:
             return  # the reader of flags says that it counts as true
-        elif option.state is State.WORKS and option.kind not in (Kind.PAIR, Kind.SOCKETS):
+        elif option.state is State.WORKS and option.kind not in (Kind.PAIR, Kind.SOCKETS, Kind.TLS_SOCKETS):
             self.add(assignment, f"there are no comments behind values, all of {value!r} counts")
 
 

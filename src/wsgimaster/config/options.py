@@ -39,6 +39,7 @@ class Kind(StrEnum):
     # from here on: may be given several times, all count, in order
     LIST = "list"
     SOCKETS = "addresses"
+    TLS_SOCKETS = "TLS addresses"
     NETWORKS = "networks"
     PATHS = "paths"
     VARIABLES = "variables"
@@ -215,7 +216,8 @@ TABLE: dict[str, tuple[Option, ...]] = {
           "networks whose X-Forwarded-* and PROXY lines are believed; unix: those who may connect to unix sockets",
           ours="yes"),
     later("suwsgi-socket ssl-socket", LIST, "listen for the uwsgi protocol in TLS: addr,cert,key"),
-    later("https-socket", LIST, "listen for HTTP in TLS: addr,cert,key"),
+    fixed("https-socket", Kind.TLS_SOCKETS, "sockets.addresses",
+          "listen here for HTTP in TLS: addr,cert,key[,ciphers[,ca]]"),
     refused("puwsgi-socket", LIST, "listen for the uwsgi protocol with kept connections", "use uwsgi-socket"),
     refused("fastcgi-socket", LIST, "listen for FastCGI", FASTCGI),
     refused("fastcgi-nph-socket", LIST, "listen for FastCGI, answer with a full status line", FASTCGI),
@@ -283,12 +285,15 @@ TABLE: dict[str, tuple[Option, ...]] = {
     later("ssl-tmp-dir", TEXT, "directory for temporary TLS files"),
 ),
 "HTTP front": (
-    later("https", LIST, "listen for HTTPS: addr,cert,key[,ciphers[,ca]]"),
-    later("https2", TEXT, "listen for HTTPS, as a list of key=value"),
+    fixed("https", Kind.TLS_SOCKETS, "sockets.addresses",
+          "listen here for HTTPS: addr,cert,key[,ciphers[,ca]]; !ca: clients must have a certificate of it"),
+    fixed("https2", Kind.TLS_SOCKETS, "sockets.addresses",
+          "the same as addr=,cert=,key=,ciphers=,client_ca="),
     later("https-export-cert", FLAG, "hand on the client's certificate as HTTPS_CC"),
     later("https-session-context", TEXT, "context of TLS sessions"),
     later("http-to-https", TEXT, "listen for HTTP and send everybody to HTTPS"),
-    later("http-processes http-workers", INT, "processes of uWSGI's HTTP router", default="1"),
+    upgraded("http-processes http-workers", INT, "sockets.tls_processes", "processes that end TLS, for https",
+             default="1"),
     later("http-var", LIST, "NAME=value added to every request"),
     refused("http-to", LIST, "backend to which requests go", ROUTER),
     refused("http-zerg", TEXT, "zerg server of the router", ZERG),

@@ -42,5 +42,6 @@ def _text(value: object) -> str:
         return " ".join(map(_text, value)) or "unset"
     if isinstance(value, Address):
         kind = f" ({value.family})" if value.family is Family.ABSTRACT else ""
-        return f"{value.protocol}://{value.name}{kind}"
+        files = "" if value.tls is None else f" ({value.tls.certificate}, {value.tls.key})"
+        return f"{value.scheme}://{value.name}{kind}{files}"
     return "unset" if value is None else str(value)

@@ -6,6 +6,7 @@ should know ("" nothing). What can't be read is a ValueError that says what was 
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,11 +17,12 @@ from wsgimaster.config.addresses import parse_address
 from wsgimaster.config.daemons import read_daemon
 from wsgimaster.config.options import Kind, Option
 from wsgimaster.config.system import System
-from wsgimaster.settings import Peer, Protocol
+from wsgimaster.settings import Peer, Protocol, Tls
 
 INLINE_COMMENT = re.compile(r"(?:^|[ \t])[;#]")
 LOOKS_OFF = re.compile(r"(?i)(?:false|off|no|0+|none|null|disabled?|never|n|f)\b")
 USUAL_KEEPALIVE = 75
+TLS_KEYS = {"crt": "cert", "clientca": "client_ca", "address": "addr"}  # other names of theirs
 LOOKS_ON = ("true", "1", "yes", "on")
 # A C int, and so many MiB that their bytes fit a resource limit; the others are 64 bits wide.
 LARGEST = {Kind.INT: 2**31 - 1, Kind.SIGNED: 2**31 - 1, Kind.MEGABYTES: 2**43 - 1}
@@ -136,6 +138,35 @@ def read_sockets(option: Option, text: str | None, context: Context) -> Read:
         protocol = Protocol.UWSGI
     address, note = parse_address(text or "", protocol, context.abstract)
     return (address.model_copy(update={"buffers": option.names[0] == "http"}),), note
+
+
+def read_tls_sockets(option: Option, text: str | None, context: Context) -> Read:
+    """Read `addr,cert,key[,ciphers[,ca]]`, or for `https2` a list of key=value; a ca with ! before it is demanded."""
+    if option.names[0] == "https2":
+        found = dict.fromkeys(("addr", "cert", "key", "ciphers", "client_ca"), "")
+        for pair in (text or "").split(","):
+            name, _, value = pair.partition("=")
+            name = TLS_KEYS.get(name, name)
+            if name not in found:
+                raise ValueError(f"expected {', '.join(found)}, each with = and a value, found {shortened(pair)}")
+            found[name] = value
+        words = list(found.values())
+    else:
+        words = (text or "").split(",")
+    if not 3 <= len(words) <= 5 or not all(words[:3]):
+        raise ValueError(f"expected addr,cert,key[,ciphers[,ca]] with PEM files, found {shortened(text)}")
+    where, certificate, key, ciphers, ca = [*words, "", ""][:5]
+    certificate, key = (posixpath.join(context.cwd, path) for path in (certificate, key))
+    required, ca = ca.startswith("!"), ca.removeprefix("!")
+    tls = Tls(
+        certificate=certificate,
+        key=key,
+        ciphers=ciphers,
+        ca=posixpath.join(context.cwd, ca) if ca else "",
+        required=required,
+    )
+    address, note = parse_address(where, Protocol.HTTP, context.abstract)
+    return (address.model_copy(update={"buffers": option.names[0] != "https-socket", "tls": tls}),), note
 
 
 def read_keepalive(option: Option, text: str | None, _: Context) -> Read:
@@ -278,6 +309,7 @@ READERS: dict[Kind, Callable[[Option, str | None, Context], Read]] = {
     Kind.FILE: read_file_name,
     Kind.LOG: read_log_file,
     Kind.SOCKETS: read_sockets,
+    Kind.TLS_SOCKETS: read_tls_sockets,
     Kind.NETWORKS: read_networks,
     Kind.LIST: read_texts,
     Kind.HOOKS: read_hook,

@@ -1,0 +1,275 @@
+"""The processes that end TLS (terminator.py), as the master has them: started, replaced, and given their clients.
+
+All of them take clients from one socket; both its ends are kept here, so what waits there survives any of them. Each
+has a line to us: it says there that it is ready, and when we close our end, it takes no more clients and goes with its
+last one. At a reload, or after an upgrade, a new *generation* comes up beside the old one, which is told to leave when
+all of the new one are ready. If one of those ends before, the old ones go on.
+
+Runs in: the master.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import struct
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from wsgimaster import certificates
+from wsgimaster.certificates import Certificate, Files
+from wsgimaster.errors import StartError
+from wsgimaster.lifecycle import explain
+from wsgimaster.processes import Child, start_program
+from wsgimaster.settings import Address
+
+YOUNG = 3.0  # one that ran for no longer than this many seconds is replaced after a pause
+PAUSE = 1.0  # seconds
+LOOK = 0.02  # seconds between looks whether they have ended
+RETRY = 0.05  # seconds, when the kernel lets nobody pass a descriptor on
+
+Certificates = dict[int, Certificate]  # by the number of the listener
+
+
+def files_of(addresses: Iterable[Address]) -> dict[int, Files]:
+    """Those of TLS addresses, by the number of the listener."""
+    return {
+        number: Files(one.tls.certificate, one.tls.key, one.tls.ciphers, one.tls.ca, one.tls.required)
+        for number, one in enumerate(addresses)
+        if one.tls is not None
+    }
+
+
+def read_all(addresses: Iterable[Address]) -> Certificates:
+    """Raises StartError."""
+    addresses = list(addresses)
+    found = {}
+    for number, files in files_of(addresses).items():
+        try:
+            found[number] = certificates.read(files)
+        except StartError as error:
+            raise StartError(f"https {addresses[number].name}: {error}") from None
+    return found
+
+
+def check(addresses: Iterable[Address]) -> list[str]:
+    """Whether a reload will find what it needs; warnings. Raises StartError. That a file can't be read any more, since
+    we aren't root any more, is no error: what was read at the start is still there."""
+    warnings = []
+    for files in files_of(addresses).values():
+        try:
+            certificates.read(files).close()
+        except StartError as error:
+            if not isinstance(error.__cause__, PermissionError):
+                raise
+            warnings.append(f"{error}: the certificate that was read before stays (a restart reads it, or `sudo -u`)")
+    return warnings
+
+
+def plan(wanted: Mapping[int, Certificate], post: int, line: int, patience: float) -> str:
+    """What a terminator is told: descriptors, and the seconds for which a client may take nothing of what is left for
+    it."""
+    plain = {number: [list(one.files), *one[1:]] for number, one in wanted.items()}
+    return json.dumps({"post": post, "line": line, "patience": patience, "certificates": plain})
+
+
+@dataclass(slots=True, eq=False)
+class Terminator:
+    child: Child
+    line: socket.socket | None  # None: it was told to leave
+    generation: int
+    began: float
+    ready: bool = False
+
+
+class Terminators:
+    """number: of processes; say: logs; write: logs lines of theirs."""
+
+    def __init__(
+        self, number: int, patience: float, say: Callable[[str], None], write: Callable[[bytes], None]
+    ) -> None:
+        self.number, self.patience, self.say, self.write = number, patience, say, write
+        self.loop = asyncio.get_running_loop()
+        self.certificates: Certificates = {}
+        self.coming: Certificates = {}  # of the next generation
+        self.generation = self.newest = 0  # the newest may be coming, or have been given up
+        self.post: socket.socket | None = None  # where clients are sent
+        self.theirs: socket.socket | None = None  # where they are taken
+        self.waiting: deque[tuple[int, int, int]] = deque()  # listener, client, server: the kernel's queue is full
+        self.members: list[Terminator] = []
+
+    @property
+    def pids(self) -> set[int]:
+        return {one.child.pid for one in self.members}
+
+    @property
+    def unsettled(self) -> str:
+        """What is under way; "" for nothing."""
+        if self.coming or any(not one.ready and one.line is not None for one in self.members):
+            return "processes that end TLS are being started"
+        return "TLS clients are being passed on" if self.waiting else ""
+
+    def start(self, wanted: Certificates) -> None:
+        """The first generation; clients can be given from now on."""
+        if wanted:
+            self.post, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+            self.certificates, self.generation = wanted, 1
+            self._muster(wanted)
+
+    def renew(self, addresses: Iterable[Address]) -> None:
+        """A new generation, with the certificates as they are now. What can't be read stays as it was."""
+        found: Certificates = {}
+        for number, files in files_of(addresses).items():
+            try:
+                found[number] = certificates.read(files)
+            except StartError as error:
+                self.say(f"*** {error}: the certificate that was read before stays")
+                found[number] = self.certificates[number]
+        if found:
+            self._give_up_coming()
+            self.coming = found
+            self._muster(found)
+
+    def give(self, listener: int, client: int) -> int:
+        """Pass this client on; returns our end of what takes its place. The client is closed here. Raises OSError;
+        then it isn't."""
+        ours, server = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self.waiting.append((listener, client, server.detach()))
+        if len(self.waiting) == 1:
+            self._send()
+        return ours.detach()
+
+    async def end(self, until: float) -> None:
+        """All of them: when their clients have gone, or at this time (monotonic)."""
+        self.number = 0
+        for one in self.members:
+            self._tell_to_leave(one)
+        while self.members and time.monotonic() < until:
+            await asyncio.sleep(LOOK)
+        for one in self.members:
+            one.child.kill()
+        while self.members:
+            await asyncio.sleep(LOOK)
+
+    # ---- clients ----
+
+    def _send(self) -> None:
+        assert self.post is not None
+        while self.waiting:
+            listener, client, server = self.waiting[0]
+            try:
+                socket.send_fds(self.post, [struct.pack("<i", listener)], [client, server])
+            except BlockingIOError:
+                self.loop.add_writer(self.post, self._send)
+                return
+            except OSError:  # ETOOMANYREFS: as many descriptors as we may have are under way (unix(7))
+                self.loop.remove_writer(self.post)
+                self.loop.call_later(RETRY, self._send)
+                return
+            self.waiting.popleft()
+            os.close(client)
+            os.close(server)
+        self.loop.remove_writer(self.post)
+
+    # ---- processes ----
+
+    def _muster(self, wanted: Certificates) -> None:
+        self.newest += 1
+        for _ in range(self.number):
+            self._start_one(wanted, self.newest)
+
+    def _start_one(self, wanted: Certificates, generation: int) -> None:
+        assert self.theirs is not None
+        if generation != (self.newest if self.coming else self.generation) and generation != self.generation:
+            return  # it was given up, or replaced, meanwhile
+        line, far = socket.socketpair()
+        line.setblocking(False)
+        path = os.pathsep.join(one for one in sys.path if one)  # of our own package, and what it needs
+        fds = [self.theirs.fileno(), far.fileno(), *(fd for one in wanted.values() for fd in one.descriptors)]
+        try:
+            child = start_program(
+                [sys.executable, "-P", "-m", "wsgimaster.terminator", plan(wanted, fds[0], fds[1], self.patience)],
+                {**os.environ, "PYTHONPATH": path},
+                ".",
+                fds,
+            )
+        except OSError as error:
+            line.close()
+            self.say(f"a process that ends TLS can't be started: {error.strerror}")
+            self.loop.call_later(PAUSE, self._start_one, wanted, generation)
+            return
+        finally:
+            far.close()
+        self.adopt(Terminator(child, line, generation, time.monotonic()))
+
+    def adopt(self, one: Terminator) -> None:
+        """From now on we hear of it."""
+        self.members.append(one)
+        self.loop.add_reader(one.child.output, self._take_output, one.child)
+        self.loop.add_reader(one.child.pidfd, self._gone, one)
+        if one.line is not None and not one.ready:
+            self.loop.add_reader(one.line, self._heard, one)
+
+    def _heard(self, one: Terminator) -> None:
+        assert one.line is not None
+        self.loop.remove_reader(one.line)
+        with contextlib.suppress(OSError):
+            one.ready = bool(one.line.recv(1))
+        if self.coming and self._are_ready(self.newest):
+            self.generation = self.newest
+            before, self.certificates, self.coming = self.certificates, self.coming, {}
+            self._close(before)
+            for old in self.members:
+                if old.generation != self.generation:
+                    self._tell_to_leave(old)
+            self.say("the certificates were read again")
+
+    def _are_ready(self, generation: int) -> bool:
+        return sum(one.ready for one in self.members if one.generation == generation) == self.number
+
+    def _tell_to_leave(self, one: Terminator) -> None:
+        if one.line is not None:
+            if not one.ready:
+                self.loop.remove_reader(one.line)
+            one.line.close()
+            one.line = None
+
+    def _give_up_coming(self) -> None:
+        for one in self.members:
+            if one.generation > self.generation:
+                self._tell_to_leave(one)
+        coming, self.coming = self.coming, {}
+        self._close(coming)
+
+    def _close(self, some: Certificates) -> None:
+        """Those that nobody needs any more."""
+        for number, one in some.items():
+            if one not in (self.certificates.get(number), self.coming.get(number)):
+                one.close()
+
+    def _take_output(self, child: Child) -> None:
+        if not child.take_output(self.write):
+            self.loop.remove_reader(child.output)
+
+    def _gone(self, one: Terminator) -> None:
+        leaving = one.line is None
+        self._tell_to_leave(one)
+        self.members.remove(one)
+        self.loop.remove_reader(one.child.pidfd)
+        status = one.child.reap()
+        one.child.take_output(self.write)
+        self.loop.remove_reader(one.child.output)
+        os.close(one.child.output)
+        if leaving or not self.number:
+            return
+        self.say(f"a process that ends TLS (pid: {one.child.pid}) ended ({explain(status)})")
+        if one.generation == self.generation:
+            pause = PAUSE if time.monotonic() - one.began < YOUNG else 0.0
+            self.loop.call_later(pause, self._start_one, self.certificates, one.generation)
+        else:
+            self._give_up_coming()
+            self.say("*** the certificates could not be taken into use; those that were read before stay")
