@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+import browser
 from flask import Flask, abort, jsonify, redirect, request, send_file, session, url_for
 
 app = Flask(__name__)
@@ -55,6 +56,28 @@ def away():
 @app.get("/teapot")
 def teapot():
     abort(418)
+
+
+@app.get("/browser")
+def browser_page():
+    return browser.PAGE.read_text()
+
+
+@app.get("/events")
+def events():
+    return browser.events(), {"Content-Type": "text/event-stream"}
+
+
+@app.get("/seen/<number>")
+def seen(number):
+    browser.note(f"event-{number}")
+    return ""
+
+
+@app.post("/found")
+def found():
+    browser.note("found", request.get_data())
+    return ""
 
 
 @app.get("/error")

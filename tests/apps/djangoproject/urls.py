@@ -9,6 +9,10 @@ urlpatterns = [
     path("upload", views.upload),
     path("static/<str:name>", views.static_file),
     path("stream", views.stream),
+    path("browser", views.browser_page),
+    path("events", views.events),
+    path("seen/<int:number>", views.seen),
+    path("found", views.found),
     path("error", views.error),
     path("where/<path:rest>", views.where),
 ]

@@ -1,5 +1,6 @@
 import hashlib
 
+import browser
 from django.conf import settings
 from django.http import FileResponse, Http404, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.shortcuts import render
@@ -39,6 +40,24 @@ def static_file(request, name):
 
 def stream(request):
     return StreamingHttpResponse((f"line {number}\n" for number in range(1000)), content_type="text/plain")
+
+
+def browser_page(request):
+    return HttpResponse(browser.PAGE.read_text())
+
+
+def events(request):
+    return StreamingHttpResponse(browser.events(), content_type="text/event-stream")
+
+
+def seen(request, number):
+    browser.note(f"event-{number}")
+    return HttpResponse()
+
+
+def found(request):
+    browser.note("found", request.body)
+    return HttpResponse()
 
 
 def error(request):
