@@ -678,7 +678,7 @@ cdef class Front:
         cdef uint64_t period_ns = 0 if not looks else LOOK_NS if often else LOOK_AT_LIMITS_NS
         cdef Listener *listener
         cdef int number
-        if not self.shared_count:
+        if not self.pull:
             return 0
         if period_ns != self.period_ns:
             self.period_ns = period_ns
@@ -2533,14 +2533,17 @@ cdef class Front:
         return 0
 
     cdef bint send_listeners(self, int core):
-        """Give the core the shared sockets. True: it looks at them now, and reports when it is parked."""
+        """Give the core the shared sockets; without any it holds connections all the same. True: it looks at them now, and
+        reports when it is parked."""
         cdef Core *k = &self.cores[core]
         cdef MessageHead head
         cdef PulledSocket told[MOST_PULLED]
         cdef int fds[MOST_PULLED]
         cdef iovec pieces[2]
         cdef int number, count = 0
+        cdef bint open = False
         for number in range(self.listener_count):
+            open |= self.listeners[number].open
             if self.listeners[number].shared and self.listeners[number].open:
                 fds[count], told[count].number = self.listeners[number].fd, number
                 told[count].http, told[count].buffers = self.listeners[number].http, self.listeners[number].buffers
@@ -2550,7 +2553,7 @@ cdef class Front:
         head.kind, head.seq = MESSAGE_LISTENERS, self.next_number(core)
         pieces[0].iov_base, pieces[0].iov_len = &head, sizeof(MessageHead)
         pieces[1].iov_base, pieces[1].iov_len = told, sizeof(told)
-        if count == 0 or send_message(k.channel, pieces, 2, fds, count) < 0:
+        if not self.pull or not open or send_message(k.channel, pieces, 2, fds, count) < 0:
             return False
         k.seq = head.seq
         return True

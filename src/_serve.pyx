@@ -1001,6 +1001,7 @@ cdef class Core:
     cdef char date_line[DATE_LINE_BYTES]
     cdef int last_served          # of the listening sockets: the next one comes first
     cdef bint joined              # stands at the listening sockets, waiting or serving what came from there
+    cdef bint pulls               # it has the listening sockets, of which there may be none, and holds connections
     cdef uint64_t last_took_us    # by this core's last request
     cdef bint patient             # heads have come soon after their connections
     cdef object memory
@@ -1162,7 +1163,7 @@ cdef class Core:
                 self.pulled[at], self.listener_local[at] = sockets[i], is_unix_socket(fds[i])
                 self.listener_port[at] = own_port(fds[i])
                 count += 1
-        self.sockets.count = count
+        self.sockets.count, self.pulls = count, True
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self.most_held = min(HELD_PER_CORE, limit // (4 * self.threads)) if limit > 0 else HELD_PER_CORE
         hold_sockets(self.sockets)
@@ -1174,7 +1175,7 @@ cdef class Core:
         cdef int ready, fd
         cdef uint32_t passed_on
         cdef bint at_door
-        while not self.is_wanted() and seq[0] % ONE_PUSH != ONE_PUSH - 1 and self.sockets.count:
+        while not self.is_wanted() and seq[0] % ONE_PUSH != ONE_PUSH - 1 and self.pulls:
             passed_on = load_seq_u32(&self.board.passed_on)
             ready = self.look()
             if ready == NOTHING:
@@ -1438,7 +1439,7 @@ cdef class Core:
         """Keep the connection for its next request. Its place, or HELD_NOWHERE if there is none."""
         cdef epoll_event event
         cdef int place, i
-        if self.held_count >= self.most_held or not self.sockets.count or not self.board.waiters or self.board.closing:
+        if self.held_count >= self.most_held or not self.pulls or not self.board.waiters or self.board.closing:
             return HELD_NOWHERE
         for i in range(HELD_PER_CORE):
             place = (self.latest_place + i) % HELD_PER_CORE
@@ -1516,14 +1517,14 @@ cdef class Core:
             close(self.sockets.polled[at].fd)
             self.sockets.polled[at].fd = -1
             if not any([self.sockets.polled[i].fd >= 0 for i in range(LISTENING, LISTENING + self.sockets.count)]):
-                self.sockets.count = 0
+                self.sockets.count, self.pulls = 0, False
         return NOTHING
 
     cdef void stop_pulling(self, bint ours):
         """For the rest of this core's life. ours: whether the numbers still mean our sockets; otherwise the entries go with
         the epoll."""
         cdef int i, count = self.sockets.count
-        self.sockets.count = 0
+        self.sockets.count, self.pulls = 0, False
         self.joined = False
         clear_bit(self.door_bits, self.index)
         if ours:
