@@ -374,7 +374,7 @@ cdef enum:
     OLD_US = 1000               # who waited behind a request that took longer may have left
     LOG_LINE_BYTES = 4096       # uWSGI's limit for a request line
     LOG_TEXT_BYTES = 2048       # of one value in it
-    SENDFILE_BYTES = 32768      # of one call; small enough to see that a slow client takes something
+    SENDFILE_BYTES = 1 << 20    # of one call: less if the client takes less, but one who takes it at once would never end it
     HAND_OVER_TRIES = 50        # 1 ms apart: the master reads what it is sent, and then there is room again
     DISCARD_READS = 16
     MOST_DISCARDED = 262144     # bytes of an unread body, for the sake of the connection
@@ -679,11 +679,39 @@ cdef class FileWrapper:
             self.filelike.close()
 
 
+@cython.final
+cdef class FilePart:
+    """A part of an open regular file, which is closed with it. For static.py: io.FileIO asks the kernel for what is known
+    there already (five calls)."""
+
+    cdef int fd
+    cdef int64_t offset, left
+
+    def __cinit__(self, int fd, int64_t offset, int64_t size):
+        self.fd, self.offset, self.left = fd, offset, size
+
+    def __dealloc__(self):
+        self.close()
+
+    def read(self, size=-1):
+        data = os.pread(self.fd, self.left if size < 0 else min(size, self.left), self.offset)
+        self.offset += len(data)
+        self.left -= len(data)
+        return data
+
+    cpdef close(self):
+        if self.fd >= 0:
+            close(self.fd)
+        self.fd = -1
+
+
 def sendable(filelike):
     """(descriptor, offset, bytes to the end) if what read() would give is what the file holds, else None.
 
     Only objects known to be plain: a GzipFile has a fileno() too, of the compressed file.
     """
+    if type(filelike) is FilePart:
+        return (<FilePart>filelike).fd, (<FilePart>filelike).offset, (<FilePart>filelike).left
     if isinstance(filelike, tempfile._TemporaryFileWrapper):
         filelike = filelike.file
     if type(filelike) not in (io.BufferedReader, io.BufferedRandom, io.FileIO):

@@ -219,8 +219,57 @@ def test_a_directory_that_becomes_a_link_meanwhile(root: Path, monkeypatch: pyte
     assert (root / "sub").is_symlink()
 
 
+def test_what_was_asked_for_before_is_looked_at_again(root: Path) -> None:
+    """A small file is remembered by its path; what it holds, and whether it may be had, isn't."""
+    (root / "sub" / "a.txt").write_text("second")
+    files = serving(maps=(f"/s={root}", f"/s={root}/sub"))
+    other = root.parent / "other.txt"
+
+    def answers() -> list[bytes]:
+        return [Asked(files, "/s/a.txt").body for _ in range(3)]
+
+    assert answers() == [b"text"] * 3
+    other.write_text("more text")
+    other.replace(root / "a.txt")
+    assert answers() == [b"more text"] * 3
+    (root / "a.txt").unlink()
+    assert answers() == [b"second"] * 3
+    (root / "a.txt").write_text("third")  # the first rule has it again
+    assert answers() == [b"third"] * 3
+    (root / "a.txt").unlink()
+    (root / "a.txt").symlink_to("../outside/s.txt")
+    assert answers() == [b"second"] * 3
+    (root / "a.txt").unlink()
+    (root / "a.txt").mkdir()
+    assert answers() == [b"second"] * 3
+    (root / "sub" / "a.txt").unlink()
+    (root / "sub" / "a.txt").write_bytes(LARGE)
+    assert answers() == [LARGE] * 3
+    (root / "sub" / "a.txt").unlink()
+    assert answers() == [b"the application"] * 3
+
+
+def test_a_directory_whose_index_changes(root: Path) -> None:
+    files = serving(maps=(f"/s={root}",), index=("first.html", "index.html"))
+    assert Asked(files, "/s/sub/").body == b"index"
+    (root / "sub" / "first.html").write_text("first")
+    assert Asked(files, "/s/sub/").body == b"first"
+
+
+@pytest.mark.parametrize("method", ["HEAD", "POST"])
+def test_another_method_than_before(root: Path, method: str) -> None:
+    files = serving(maps=(f"/s={root}",))
+    assert [Asked(files, "/s/a.txt").body for _ in range(2)] == [b"text"] * 2
+    assert Asked(files, "/s/a.txt", method).body == (b"" if method == "HEAD" else b"the application")
+    assert Asked(files, "/s/a.txt", HTTP_RANGE="bytes=1-2").body == b"ex"
+
+
 RULES = {
     "a file for a path": ({"maps": ("/favicon.ico={root}/a.txt",)}, "/favicon.ico", b"text"),
+    "a file for all paths": ({"maps": ("/={root}/a.txt",)}, "/articles/1", b"text"),
+    "a file for what is beneath": ({"maps": ("/app={root}/a.txt",)}, "/app/users/1", b"text"),
+    "a file, kept": ({"maps_kept": ("/app={root}/a.txt",)}, "/app/users/1", b"text"),
+    "not for its neighbour": ({"maps": ("/app={root}/a.txt",)}, "/apple", None),
     "a prefix with a slash": ({"maps": ("/s/={root}/",)}, "/s/a.txt", b"text"),
     "everything": ({"maps": ("/={root}",)}, "/a.txt", b"text"),
     "the path is kept": ({"maps_kept": ("/sub={root}",)}, "/sub/index.html", b"index"),

@@ -7,7 +7,6 @@ Runs in: the worker.
 """
 
 import errno
-import io
 import mimetypes
 import os
 import re
@@ -18,7 +17,7 @@ from stat import S_IFDIR, S_ISDIR, S_ISREG
 from typing import Any, NamedTuple
 
 from wsgimaster._files import open_beneath
-from wsgimaster._serve import FileWrapper
+from wsgimaster._serve import FilePart, FileWrapper
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
@@ -49,11 +48,12 @@ RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 class Rule(NamedTuple):
     """Paths that begin so are looked for beneath the root. None: DOCUMENT_ROOT. kept: the beginning is a part of the
-    file's name."""
+    file's name. single: the root is a file, which answers for all of them."""
 
     prefix: str
     root: bytes | None
     kept: bool
+    single: bool
 
 
 class Expiry(NamedTuple):
@@ -78,6 +78,7 @@ class Opened(NamedTuple):
     root: bytes
     path: bytes
     encoding: str  # of a compressed sister; identity: there might be one; "": there is none
+    plain: bool  # the first rule that fits has it, under the name that was asked for
 
 
 class StaticFiles:
@@ -100,33 +101,59 @@ class StaticFiles:
         )
         self.types = types_of(plan["mime_files"])
         self.known: dict[tuple[bytes, bytes, str], tuple[int, int, Headers]] = {}
+        self.is_plain = not (self.skipped or self.compresses or self.expiries or self.expiry_of_type)
+        self.usual: dict[str, tuple[bytes, bytes, int, int, Headers]] = {}  # by the path that was asked for
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
+        if path in self.usual and environ["REQUEST_METHOD"] == "GET" and not is_conditional(environ):
+            result = self.again(path, start_response)
+            if result is not None:
+                return result
         if path.startswith(self.prefixes) and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
             opened = self.find(path, environ)
             if opened is not None:
                 return self.answer(opened, path, environ, start_response)
         return self.application(environ, start_response)
 
+    def again(self, path: str, start_response: StartResponse) -> Iterable[bytes] | None:
+        """As last time, but opened anew, if it is the same file: half of the work. None: it isn't."""
+        root, rest, size, changed, headers = self.usual[path]
+        try:
+            file, mode, found_size, found_changed, content = open_beneath(root, rest, SMALL)
+        except OSError:
+            del self.usual[path]
+            return None
+        part = FilePart(file, 0, found_size)  # it closes the file in any case
+        if found_size != size or found_changed != changed or not S_ISREG(mode):
+            del self.usual[path]
+            return None
+        start_response("200 OK", headers)
+        return FileWrapper(part) if content is None else [content]
+
     # ---- which file ----
 
     def find(self, path: str, environ: Environ) -> Opened | None:
+        first = True
         if "\0" in path or (self.skipped and path.endswith(self.skipped)):
             return None
-        for prefix, root, kept in self.rules:
+        for prefix, root, kept, single in self.rules:
             if not path.startswith(prefix):
                 continue
             rest = path if kept else path[len(prefix) :]
             if not kept and rest[:1] not in ("", "/") and prefix[-1:] != "/":
                 continue  # /static doesn't mean /statics
+            if single:
+                rest = ""
             if root is None:
                 root = environ.get("DOCUMENT_ROOT", "").encode("latin-1")
-            if root and (opened := self.look(root, rest.lstrip("/").encode("latin-1"), environ)):
+            name = rest.lstrip("/").encode("latin-1")
+            if root and (opened := self.look(root, name, environ)):
                 if self.skipped and real_name(opened.file).decode("latin-1").endswith(self.skipped):
                     close(opened.file)  # an index, or a link, to what isn't served
                     return None
-                return opened
+                return opened if first and (single or opened.path == name) else opened._replace(plain=False)
+            first = False
         return None
 
     def look(self, root: bytes, path: bytes, environ: Environ) -> Opened | None:
@@ -141,7 +168,7 @@ class StaticFiles:
         if S_ISREG(mode) and (not path or path.rpartition(b"/")[2] not in (b"", b".", b"..")):
             if not path:
                 root, path = os.path.split(root)
-            opened = Opened(file, size, changed, content, root, path, "")
+            opened = Opened(file, size, changed, content, root, path, "", True)
             return self.sister(opened, environ) if self.compresses else opened
         close(file)
         if S_ISDIR(mode):
@@ -192,7 +219,9 @@ class StaticFiles:
                     file, mode, size, changed, content = found
                     if S_ISREG(mode):
                         close(opened.file)
-                        return Opened(file, size, changed, content, opened.root, opened.path, encoding)
+                        return opened._replace(
+                            file=file, size=size, changed=changed, content=content, encoding=encoding
+                        )
                     close(file)
         except BaseException:
             close(opened.file)
@@ -217,23 +246,31 @@ class StaticFiles:
             status, start, length = "200 OK", 0, size
             if is_conditional(environ):
                 status, start, length, headers = conditional(environ, headers, changed, size)
-            start_response(status, headers if status[:3] == "304" else [*headers, ("Content-Length", str(length))])
+            headers = headers if status[:3] == "304" else [*headers, ("Content-Length", str(length))]
+            start_response(status, headers)
+            if length and self.is_plain and opened.plain and status[:3] == "200":
+                self.remember(path, opened, headers)
             if length == 0 or environ["REQUEST_METHOD"] == "HEAD":
                 return [b""]
             if content is not None:
                 return [content]
             if length <= SMALL:
                 return [os.pread(file, length, start)]
-            stream = io.FileIO(file)
-            file = -1  # the stream's, which is closed after the answer
-            stream.seek(start)
-            return FileWrapper(stream)
+            part = FilePart(file, start, length)
+            file = -1  # the part's, which is closed after the answer
+            return FileWrapper(part)
         finally:
             close(file)
 
+    def remember(self, path: str, opened: Opened, headers: Headers) -> None:
+        """For next time."""
+        if len(self.usual) >= MOST_KNOWN:
+            self.usual.clear()
+        self.usual[path] = opened.root, opened.path, opened.size, opened.changed, headers
+
     def headers(self, opened: Opened) -> Headers:
         """All but how long it is and when it expires."""
-        _, size, changed, _, root, path, encoding = opened
+        _, size, changed, _, root, path, encoding, _ = opened
         known_changed, known_size, headers = self.known.get((root, path, encoding), NOTHING_KNOWN)
         if known_changed == changed and known_size == size:
             return headers
@@ -273,12 +310,13 @@ class StaticFiles:
 
 def rules_of(plan: dict[str, Any]) -> list[Rule]:
     """In uWSGI's order."""
-    found = [Rule("", os.path.abspath(os.fsencode(root)), kept=True) for root in plan["check"]]
+    found = [Rule("", os.path.abspath(os.fsencode(root)), kept=True, single=False) for root in plan["check"]]
     for name, kept in (("maps", False), ("maps_kept", True)):
         for text in plan[name]:
             prefix, _, root = text.partition("=")
-            found.append(Rule(os.fsencode(prefix).decode("latin-1"), os.path.abspath(os.fsencode(root)), kept))
-    return [*found, Rule("", None, kept=True)] if plan["docroot"] else found
+            path = os.path.abspath(os.fsencode(root))
+            found.append(Rule(os.fsencode(prefix).decode("latin-1"), path, kept, single=os.path.isfile(path)))
+    return [*found, Rule("", None, kept=True, single=False)] if plan["docroot"] else found
 
 
 def expiries_of(plan: dict[str, Any]) -> tuple[list[Expiry], dict[str, tuple[int, bool]]]:
