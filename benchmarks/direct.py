@@ -1,4 +1,4 @@
-"""TLS and static files, beside the servers that have them, asked by wrk over TCP (and over the uwsgi protocol by `load`).
+"""TLS and static files, beside the servers that have them, asked by wrk over TCP (over the uwsgi protocol by `load`).
 
     python benchmarks/direct.py [--rounds 3] [--seconds 3] [--only static] [--out results-direct.md]
 

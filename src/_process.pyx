@@ -179,6 +179,7 @@ cdef extern from * nogil:
         PR_SET_PDEATHSIG
         PR_SET_CHILD_SUBREAPER
         PR_SET_NO_NEW_PRIVS
+        PR_SET_DUMPABLE
 
 cdef extern from "Python.h":
     void PyOS_BeforeFork()
@@ -254,6 +255,12 @@ def become_subreaper():
 def forbid_new_privileges():
     """No exec can give us or our descendants more rights than we have (set-user-id programs included)."""
     set_prctl(PR_SET_NO_NEW_PRIVS, 1, "PR_SET_NO_NEW_PRIVS")
+
+
+def hide():
+    """From now on nobody without root's rights may look into this process, its memory and descriptors (prctl
+    PR_SET_DUMPABLE); exec undoes it."""
+    set_prctl(PR_SET_DUMPABLE, 0, "PR_SET_DUMPABLE")
 
 
 def exit_within(double seconds, int status, str line):

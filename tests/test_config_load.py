@@ -432,6 +432,8 @@ NO_TLS = {
     "another key": "https2 = addr=:1,cert=/c,key=/k,x=y",
     "no address": "https2 = cert=/c,key=/k",
     "no such address": "https = x:y,/c,/k",
+    "no authority": "https = :1,/c,/k,HIGH,!",
+    "no authority either": "https2 = addr=:1,cert=/c,key=/k,client_ca=!",
 }
 
 

@@ -130,8 +130,8 @@ MAY_IMPORT = {
     "autoreload": {"settings"},
     "daemons": {"hooks", "lifecycle", "processes", "settings"},
     "spooling": set(),
-    "tls": {"certificates", "errors", "lifecycle", "processes", "settings"},
-    "terminator": {"certificates"},  # a process of its own, beside the application's
+    "tls": {"certificates", "errors", "lifecycle", "processes", "settings", "terminator"},
+    "terminator": {"_process", "certificates"},  # a process of its own, beside the application's
     "certificates": {"errors"},
     "systemd": set(),
     "health": {"exchange"},

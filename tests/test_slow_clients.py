@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 
 import pytest
 from support.client import Connection, cgi, http, packet, together, uwsgi
 from support.harness import APPS, Nginx, Server, free_port
-from support.wait import wait_until
+from support.wait import paced, wait_until
 
 CLIENTS = 1000
 MB = 1 << 20
@@ -107,3 +109,39 @@ def test_clients_that_come_and_go(server: Server) -> None:
     assert uwsgi(server.address, "/hello").status == 200
     wait_until(lambda: accepted(server, idle) < 10, message="they are forgotten")
     assert "Traceback" not in server.log()
+
+
+DRIPS = {
+    "a packet": (0, LONG[:300], b""),
+    "an HTTP head": (1, b"GET /hello HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"x" * 1000, b""),
+    "the second one of a connection": (1, b"GET /hello HTTP/1.1\r\nX-Long: " + b"x" * 1000, b"first"),
+}
+
+
+def test_a_head_may_take_fifteen_timeouts_altogether() -> None:
+    """Whoever sends a byte now and then would be there for ever otherwise: no pause is too long."""
+    options = f"""
+        socket = app.sock
+        http-socket = http.sock
+        pythonpath = {APPS}
+        module = probe
+        socket-timeout = 1
+    """
+
+    def drip(which: int, text: bytes, before: bytes) -> tuple[int, float]:
+        with Connection(server.addresses[which]) as connection:
+            if before:
+                connection.send(b"GET /hello HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert connection.next_answer()[0].status == 200
+            connection.socket.settimeout(0)
+            began = time.monotonic()
+            for byte in paced(text, 0.2):
+                connection.send(bytes([byte]))
+                with suppress(BlockingIOError):
+                    return connection.answer().status, time.monotonic() - began
+        raise AssertionError("nobody minded")
+
+    with Server(options) as server, ThreadPoolExecutor() as pool:
+        for status, seconds in [one.result() for one in [pool.submit(drip, *row) for row in DRIPS.values()]]:
+            assert status == 408
+            assert seconds > 10

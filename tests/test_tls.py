@@ -7,10 +7,13 @@ import hashlib
 import json
 import os
 import random
+import signal
 import socket
 import ssl
 import struct
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +25,7 @@ from support.client import Connection, End, http
 from support.deployed import WSGIMASTER
 from support.harness import APPS, Server, free_port, kill
 from support.tls import TlsConnection, client_context, issue
-from support.wait import wait_until
+from support.wait import paced, wait_until
 
 from wsgimaster.terminator import proxy_header
 
@@ -180,6 +183,15 @@ def test_a_client_that_says_that_it_has_ended_gets_its_answer(server: Server, tm
         assert b"second" in connection.receive_until(b"0\r\n\r\n")
 
 
+def test_so_does_one_who_only_ends(server: Server) -> None:
+    """As simple clients do: FIN, without close_notify."""
+    with TlsConnection(server.address) as connection:
+        ask(connection)
+        connection.send(get("/generator?count=40"))
+        socket.socket.shutdown(connection.socket, socket.SHUT_WR)  # SSLSocket's own ends TLS here, too
+        assert len(connection.next_answer()[0].content) == 40 << 16
+
+
 def test_an_answer_before_the_end_of_the_body_arrives(servers: dict[str, Server]) -> None:
     """And what still comes of the body doesn't destroy it."""
     body = b"x" * 3_000_000
@@ -211,9 +223,10 @@ def test_many_at_once(server: Server) -> None:
 
 
 def test_plain_http_is_told_what_is_spoken_here(server: Server) -> None:
-    answer = http(server.address, "/")
-    assert answer.status == 400
-    assert "https://" in answer.text
+    for body in (b"", b"x" * 20_000):
+        answer = http(server.address, "/", body=body)
+        assert (answer.status, answer.end) == (400, End.EOF)
+        assert "https://" in answer.text
 
 
 NOISE = {
@@ -259,6 +272,23 @@ def test_a_client_that_takes_nothing_is_cut(start: Start, where: Path) -> None:
         others = process.num_fds() - 2
         connection.send(get("/generator?count=1000"))
         wait_until(lambda: process.num_fds() <= others)
+
+
+def test_a_slow_reader_who_goes_on_is_served(start: Start, where: Path) -> None:
+    """Longer than http-timeout altogether, never so long without taking anything."""
+    server = start(lines(where, "http-timeout = 1"))
+    size = 80 << 16
+    with TlsConnection(server.address) as connection:
+        connection.send(get("/generator?count=80", "Connection: close"))
+        read = 0
+        for _ in paced(range(1000), 0.1):
+            pieces = 0
+            while pieces < 60_000 and (data := connection.receive(60_000 - pieces)):
+                pieces += len(data)
+            read += pieces
+            if not pieces:
+                break
+    assert size < read < size + 10_000
 
 
 def test_failed_handshakes_are_told_in_one_line(start: Start, where: Path) -> None:
@@ -480,6 +510,28 @@ def test_an_upgrade_keeps_connections(start: Start, where: Path) -> None:
     assert before not in terminators(server)
 
 
+LOOK_INTO = """
+import os, sys
+os.setgroups([]), os.setgid(65534), os.setuid(65534)
+for pid in sys.argv[1:]:
+    for fd in range(3, 100):
+        try:
+            with open(f"/proc/{pid}/fd/{fd}", "rb") as file:
+                if b"PRIVATE KEY" in file.read(10000):
+                    print(pid, fd)
+        except OSError:
+            pass
+"""
+
+
+def secrets_of(server: Server, where: Path) -> str:
+    """What a process of the application's user finds of the key, in the server's."""
+    pids = [str(server.pid), *(str(one.pid) for one in terminators(server))]
+    return subprocess.run(
+        [sys.executable, "-c", LOOK_INTO, *pids], capture_output=True, text=True, timeout=60, check=True, cwd=where
+    ).stdout
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_the_key_is_read_as_root(start: Start, where: Path, readable: list[str]) -> None:
     """And stays, if it can't be read at a reload."""
@@ -491,6 +543,7 @@ def test_the_key_is_read_as_root(start: Start, where: Path, readable: list[str])
     server.directory.chmod(0o777)
     with TlsConnection(server.address) as connection:
         before = connection.certificate
+    assert not secrets_of(server, where)
     issue(where)
     log = server.log_from_here()
     psutil.Process(server.pid).send_signal(1)  # SIGHUP: a reload
@@ -498,6 +551,41 @@ def test_the_key_is_read_as_root(start: Start, where: Path, readable: list[str])
     log.wait("the certificates were read again")
     with TlsConnection(server.address) as connection:
         assert connection.certificate == before
+        ask(connection)
+
+
+CHANGES = {
+    "another file": (",{where}/other.pem,{where}/key.pem", "other.pem"),
+    "ciphers": (",{where}/cert.pem,{where}/key.pem,HIGH", "HIGH"),
+    "an authority": (",{where}/cert.pem,{where}/key.pem,,!{where}/cert.pem", "True"),
+}
+
+
+@pytest.mark.parametrize(("files", "named"), CHANGES.values(), ids=CHANGES)
+def test_other_files_take_a_restart(start: Start, where: Path, files: str, named: str) -> None:
+    """Their contents don't."""
+    server = start(lines(where))
+    ini = server.directory / "uwsgi.ini"
+    ini.write_text(ini.read_text().replace(f",{where}/cert.pem,{where}/key.pem", files.format(where=where)))
+    done = operate(server, "reload", "--wait")
+    assert done.returncode != 0
+    assert "https" in done.stderr
+    assert named in done.stderr
+
+
+def test_a_directory_that_the_user_may_not_enter(start: Start, where: Path, readable: list[str]) -> None:
+    for path in (where, *where.parents[:2]):
+        path.chmod(0o755)
+    closed = where / "closed"
+    closed.mkdir(mode=0o700)
+    rest = f"pythonpath = {APPS}\nmodule = probe"
+    (closed / "a.ini").write_text(
+        f"[uwsgi]\nhttps = 127.0.0.1:{free_port()},{where}/cert.pem,{where}/key.pem\n{rest}\nuid = 65534\ngid = 65534\n"
+    )
+    argv = ["--ini", "a.ini", "--master"]
+    server = start(argv=argv, where=closed, command=[*readable, *WSGIMASTER], ready="spawned")
+    port = int(server.wait_log(r"bound to TCP address 127\.0\.0\.1:(\d+)")[0][1])
+    with TlsConnection(("127.0.0.1", port)) as connection:
         ask(connection)
 
 
@@ -532,6 +620,58 @@ def test_a_stop_waits_for_answers(start: Start, where: Path) -> None:
         assert busy.next_answer(begun)[0].text == "first second"
         assert server.wait_exit() == 0
         assert idle.answer().end is End.EOF
+
+
+@pytest.mark.parametrize("path", ["/hello", "/generator?count=1000"], ids=["that stay", "that don't read"])
+def test_a_fast_stop_waits_for_no_clients(start: Start, where: Path, path: str) -> None:
+    server = start(lines(where))
+    with TlsConnection(server.address) as connection:
+        connection.send(get(path, "Connection: close"))
+        connection.receive(1)
+        began = time.monotonic()
+        server.signal(signal.SIGINT)
+        assert server.wait_exit() == 0
+        assert time.monotonic() - began < 15  # a client may stay for 30 s otherwise, or read nothing for 60
+
+
+def test_a_second_signal_hastens_a_stop(start: Start, where: Path) -> None:
+    """Of one that waits for a client to take what is left for him."""
+    server = start(lines(where))
+    with TlsConnection(server.address) as connection:
+        connection.send(get("/generator?count=1000"))
+        connection.receive(1)
+        log = server.log_from_here()
+        assert operate(server, "stop").returncode == 0
+        log.wait("stopping gracefully")
+        server.signal(signal.SIGINT)
+        began = time.monotonic()
+        server.wait_exit()
+        assert time.monotonic() - began < 15
+
+
+def test_one_that_dies_at_once_is_replaced_after_a_pause(start: Start, where: Path) -> None:
+    server = start(lines(where, "http-processes = 2"))
+    for _ in range(2):
+        for process in terminators(server, 2):
+            kill(process)
+        with TlsConnection(server.address) as connection:
+            ask(connection)
+    assert operate(server, "reload", "--wait").returncode == 0
+    assert len(terminators(server, 2)) == 2
+
+
+def test_an_upgrade_that_cannot_keep_the_workers(start: Start, where: Path) -> None:
+    server = start(lines(where))
+    (before,) = terminators(server)
+    ini = server.directory / "uwsgi.ini"
+    ini.write_text(ini.read_text() + "threads = 2\n")
+    with TlsConnection(server.address) as old:
+        ask(old)
+        assert operate(server, "upgrade").returncode == 0
+        assert ask(old)["HTTPS"] == "on"
+    assert before not in terminators(server)
+    with TlsConnection(server.address) as new:
+        ask(new)
 
 
 def test_they_end_when_the_master_is_killed(start: Start, where: Path) -> None:

@@ -1,7 +1,9 @@
 """The certificate of a TLS address: what its files must hold, and the context that is made of them.
 
 The files are read once with the rights of the start, and again at each reload; what was read stays in memory, so that
-a terminator can be started at any time, by whoever the server is by then.
+a terminator can be started at any time, by whoever the server is by then. Only who has the descriptor can read it: the
+file has no permissions, and the processes that hold it hide (_process.hide), since the application's run as the same
+user.
 
 Runs in: the master, and the terminators.
 """
@@ -9,6 +11,7 @@ Runs in: the master, and the terminators.
 import contextlib
 import os
 import ssl
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from wsgimaster.errors import StartError
@@ -65,7 +68,8 @@ def context(certificate: Certificate) -> ssl.SSLContext:
     files = certificate.files
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     made.minimum_version = ssl.TLSVersion.TLSv1_2
-    made.options |= ssl.OP_NO_RENEGOTIATION
+    # A FIN without close_notify is an end like any other: HTTP says itself whether a request is whole.
+    made.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_IGNORE_UNEXPECTED_EOF
     made.set_alpn_protocols(["http/1.1"])
     if files.ciphers:
         try:
@@ -73,12 +77,14 @@ def context(certificate: Certificate) -> ssl.SSLContext:
         except ssl.SSLError:
             raise StartError(f"OpenSSL knows no cipher of {files.ciphers!r} (openssl ciphers lists them)") from None
     try:
-        made.load_cert_chain(_path(certificate.certificate), _path(certificate.key), password=_no_password)
+        with _readable(certificate.certificate) as chain, _readable(certificate.key) as key:
+            made.load_cert_chain(chain, key, password=_no_password)
     except ssl.SSLError as error:
         raise StartError(_why_not(certificate, error)) from None
     if files.ca:
         try:
-            made.load_verify_locations(_path(certificate.ca))
+            with _readable(certificate.ca) as authorities:
+                made.load_verify_locations(authorities)
         except ssl.SSLError as error:
             raise StartError(f"{files.ca}: expected certificates (PEM) that sign those of clients: {error}") from None
         made.verify_mode = ssl.CERT_REQUIRED if files.required else ssl.CERT_OPTIONAL
@@ -105,9 +111,14 @@ def _no_password() -> str:
 def _copy(path: str) -> int:
     try:
         with open(path, "rb") as file:
-            content = file.read()
+            fd = _memory(file.read())
+        os.fchmod(fd, 0)
     except OSError as error:
         raise StartError(f"{path}: {error.strerror}") from error
+    return fd
+
+
+def _memory(content: bytes) -> int:
     fd = os.memfd_create("wsgimaster-certificate", os.MFD_CLOEXEC)
     with open(fd, "wb", closefd=False) as memory:
         memory.write(content)
@@ -118,6 +129,11 @@ def _content(fd: int) -> bytes:
     return os.pread(fd, os.fstat(fd).st_size, 0)
 
 
-def _path(fd: int) -> str:
-    """OpenSSL opens files by name only."""
-    return f"/proc/self/fd/{fd}"
+@contextlib.contextmanager
+def _readable(fd: int) -> Iterator[str]:
+    """OpenSSL opens files by name only: the name of a copy, for this moment."""
+    copy = _memory(_content(fd))
+    try:
+        yield f"/proc/self/fd/{copy}"
+    finally:
+        os.close(copy)

@@ -66,6 +66,8 @@ STOPPING_TICK = 0.05
 NOT_BEGUN = 1.0
 RECYCLING_LOOK = 0.5  # seconds between looks at what the workers have served
 LOG_MERCY = 2.0  # seconds for the last lines
+# Seconds for answers that are whole, but not yet encrypted and taken, whatever mercy is left; and at a fast stop.
+TLS_MERCY, TLS_HURRY = 5.0, 0.5
 REPEAT = 60.0  # refusals of one kind are told once in this many seconds, with their number
 MAX_KINDS = 200  # of refusals that are remembered
 # Bytes of bodies and answers in the master's memory; but no more than one part in so many of what all of us may have.
@@ -199,6 +201,7 @@ class Master:
         self.commands = Commands(self)
         self.control: Control | None = None
         self.health: Health | None = None
+        self.hurries = False  # it was told to stop at once
         self.draining = False  # SIGTERM has come, and drain-delay isn't over
         self.fifo = prepared.fifo
         self.daemons = Daemons(self.log.say, self.log.write, self._stop_gracefully, prepared.descriptors)
@@ -254,7 +257,9 @@ class Master:
             upgrading.repeat(before.signals)
         try:
             code = await self.exit_code
-            await self.terminators.end(self.door_closed_at + self.settings.processes.reload_mercy)
+            now = time.monotonic()
+            mercy = max(self.door_closed_at + self.settings.processes.reload_mercy, now + TLS_MERCY)
+            await self.terminators.end(now + TLS_HURRY if self.hurries else mercy)
             await self.daemons.end()
             return code
         finally:
@@ -385,6 +390,9 @@ class Master:
     def stop(self, why: str, fast: bool) -> None:
         if not fast:
             self.commands.pause(False)  # who waits is served
+        if fast:
+            self.hurries = True
+            self.terminators.until = min(self.terminators.until, time.monotonic() + TLS_HURRY)
         self.notifier.stopping()
         self.log.say(f"{why}stopping{' now' if fast else ' gracefully'}")
         self.handle(events.StopAsked(fast))
@@ -596,11 +604,11 @@ class Master:
         for coroutine in (self._watch_touch_files, self._watch_code):  # they begin anew, with what is to be watched now
             if (task := self.watching.pop(coroutine, None)) is not None:
                 task.cancel()
-        self.terminators.renew(listener.address for listener in self.listeners)
         try:
+            self.terminators.renew(listener.address for listener in self.listeners)
             self.daemons.reload(settings)
         except Exception as error:  # the workers' reload goes on
-            self.report_defect("while daemons were reloaded", error)
+            self.report_defect("while daemons were reloaded, and certificates read", error)
         self.keep_watching()
         self.prepared.again.retitle(settings)
         self.keep_enough_workers(before.cheaper.minimum)

@@ -257,14 +257,17 @@ def start_zygote(
     return Child(pid, pidfd, ours), control
 
 
-def start_program(command: list[str], environment: dict[str, str], directory: str, inherited: Sequence[int]) -> Child:
-    """Exec a program of ours in this directory, as the leader of a process group: the proof of an upgrade (proving.py),
-    or a terminator. Raises OSError."""
-    here = os.open(".", os.O_PATH | os.O_CLOEXEC)
+def start_program(
+    command: list[str], environment: dict[str, str], directory: str | None, inherited: Sequence[int]
+) -> Child:
+    """Exec a program of ours in this directory (None: where we are), as the leader of a process group: the proof of an
+    upgrade (proving.py), or a terminator. Raises OSError."""
+    here = os.open(".", os.O_PATH | os.O_CLOEXEC) if directory is not None else -1
     try:
         ours, output = output_pipe()
         try:
-            os.chdir(directory)
+            if directory is not None:
+                os.chdir(directory)
             pid = os.posix_spawn(
                 command[0],
                 command,
@@ -285,8 +288,9 @@ def start_program(command: list[str], environment: dict[str, str], directory: st
         finally:
             os.close(output)
     finally:
-        os.fchdir(here)
-        os.close(here)
+        if here >= 0:
+            os.fchdir(here)
+            os.close(here)
 
 
 def kill_group(leader: int, number: int) -> None:

@@ -70,6 +70,8 @@ def run(settings: Settings, said: list[str], reread: Reread, origin: Origin) -> 
         write_pidfiles(pidfiles[:1])  # not before: a start that fails must leave the running server's alone
         run_hooks(settings.hooks.as_root, "as-root")
         warning = privileges.drop(identity)
+        if certificates:
+            _process.hide()
         write_pidfiles(pidfiles[1:])
         run_hooks(settings.hooks.as_user, "as-user")
         run_hooks(settings.hooks.master_start, "master-start")
@@ -85,6 +87,8 @@ def run(settings: Settings, said: list[str], reread: Reread, origin: Origin) -> 
 def resume(before: Before, reread: Reread, origin: Origin) -> int:
     """The same after exec (upgrading.py): nothing is opened, all of it is there."""
     frame = before.state.frame
+    if frame.tls is not None:
+        _process.hide()
     for fd in (before.signals, *before.state.inherited()):
         os.set_inheritable(fd, False)
     resumed = Resumed.model_validate_json(frame.proved)

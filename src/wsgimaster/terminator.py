@@ -25,7 +25,7 @@ than an event loop would, and there is nothing else to wait for.
 
     python -P -m wsgimaster.terminator PLAN
 
-PLAN is JSON, see tls.plan.
+PLAN is JSON, see tls.plan; the certificates come over the line.
 
 Runs in: a process of its own.
 """
@@ -46,6 +46,7 @@ from enum import Enum
 from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT
 from typing import Any
 
+from wsgimaster._process import hide
 from wsgimaster.certificates import Certificate, Files, context
 
 RECORD = 16384  # bytes: the largest TLS record (RFC 8446 5.1), so that a read leaves nothing behind in OpenSSL
@@ -53,6 +54,13 @@ RECORDS = 8  # per turn of a client
 PIECE = 65536  # bytes per read from the server
 BATCH = 16  # connections that are taken at once
 LINGER = 30.0  # seconds for a client to end after we have
+HURRIED_LINGER = 2.0  # the same, of one who is waited for before this process can go
+STRANGE = 5.0  # seconds for one whom an answer waits for, and who doesn't shake hands
+MOST_DESCRIPTORS = 253  # in one message: SCM_MAX_FD, unix(7)
+HIDDEN, READY = b"h", b"r"  # what we say on the line (tls.py)
+TCP_NOTSENT_LOWAT = (
+    25  # tcp(7); the socket module doesn't have it. So a slow client's buffer is refilled in small steps
+)
 LOOK = 1.0  # seconds between looks at clients that don't take anything
 TELL = 60.0  # seconds between lines about failed handshakes
 SPARE = 64  # descriptors for everything but connections
@@ -77,7 +85,25 @@ def proxy_header(said: bytes) -> int | None:
     return None if PROXY_BLOCK.startswith(said) or PROXY_LINE.startswith(said) else 0
 
 
-def is_closed(end: socket.socket) -> bool:
+def receive_certificates(line: socket.socket, files: dict[str, list[Any]]) -> dict[int, ssl.SSLContext]:
+    """By the number of the listener. They come when the application's processes, which run as the same user, can't look
+    into this one any more."""
+    hide()
+    line.send(HIDDEN)
+    said, descriptors, _, _ = socket.recv_fds(line, 1, MOST_DESCRIPTORS)
+    if not said:
+        sys.exit("told to leave before it began")
+    left = iter(descriptors)
+    found = {}
+    for listener, words in files.items():
+        one = Files(*words)
+        certificate = Certificate(one, next(left), next(left), next(left) if one.ca else -1)
+        found[int(listener)] = context(certificate)
+        certificate.close()
+    return found
+
+
+def is_closed(end: int) -> bool:
     """Whether the other end of this socket pair is closed, and not only for writing."""
     poll = select.poll()
     poll.register(end, 0)  # POLLHUP is reported all the same
@@ -123,7 +149,7 @@ class Connection:
             else:
                 self.owner.epoll.modify(fd, mask)
         self.masks = [client, server]
-        if self.for_client or self.stage is Stage.LINGERING:
+        if self.for_client or self.answering or self.stage is Stage.LINGERING:
             self.owner.slow.add(self)
         else:
             self.owner.slow.discard(self)
@@ -132,7 +158,7 @@ class Connection:
         """One of its descriptors is ready."""
         try:
             if fd == self.descriptors[1]:
-                if events & EPOLLOUT:
+                if self.for_server and events & (EPOLLOUT | EPOLLHUP | EPOLLERR):
                     self.to_server()
                 if events & (EPOLLIN | EPOLLHUP | EPOLLERR) and not self.for_client:
                     self.from_server()
@@ -193,10 +219,16 @@ class Connection:
         except ssl.SSLError as error:
             reason = error.reason or "UNKNOWN"
             self.owner.failed[reason.replace("_", " ").lower()] += 1
-            if reason == "HTTP_REQUEST":
-                os.write(self.client.fileno(), PLAIN_HTTP)
-            raise
+            if reason != "HTTP_REQUEST":
+                raise
+            os.write(self.client.fileno(), PLAIN_HTTP)
+            self.server.shutdown(socket.SHUT_RDWR)
+            self.server_ended = True
+            self.linger()
+            return
         self.stage = Stage.OPEN
+        with contextlib.suppress(OSError):  # a unix socket
+            self.client.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, PIECE)
         self.pass_on()
 
     def pass_on(self) -> None:
@@ -241,7 +273,7 @@ class Connection:
     def to_client(self) -> None:
         with contextlib.suppress(ssl.SSLWantWriteError, ssl.SSLWantReadError):
             while self.for_client:
-                self.for_client = self.for_client[self.client.send(self.for_client) :]
+                self.for_client = self.for_client[self.client.send(self.for_client[:RECORD]) :]
                 self.since = time.monotonic()
 
     def finish(self) -> None:
@@ -249,13 +281,22 @@ class Connection:
         if self.stage is not Stage.OPEN:
             raise ConnectionAbortedError
         assert isinstance(self.client, ssl.SSLSocket)
-        with contextlib.suppress(OSError):  # it sends close_notify, and doesn't wait for the client's
+        try:
             self.client.unwrap()
+        except ssl.SSLWantWriteError:
+            self.answering, self.since = True, time.monotonic()
+            return
+        except OSError:  # close_notify is sent; the client's, which may come behind other data, isn't waited for
+            pass
+        self.linger()
+        if self.client_ended or is_closed(self.descriptors[1]):
+            raise ConnectionAbortedError
+
+    def linger(self) -> None:
+        """The client has all that is for it; what it still sends is read, and thrown away."""
         self.client = socket.socket(fileno=self.client.detach())
         self.client.setblocking(False)
         self.client.shutdown(socket.SHUT_WR)
-        if self.client_ended or is_closed(self.server):
-            raise ConnectionAbortedError
         self.stage, self.since, self.for_server = Stage.LINGERING, time.monotonic(), NOTHING
 
 
@@ -263,14 +304,10 @@ class Terminator:
     """plan: see tls.plan."""
 
     def __init__(self, plan: dict[str, Any]) -> None:
-        self.post = socket.socket(fileno=plan["post"])
+        self.post, self.line = socket.socket(fileno=plan["post"]), socket.socket(fileno=plan["line"])
         self.patience = float(plan["patience"])
-        self.tls = {}
-        for listener, (files, *descriptors) in plan["certificates"].items():
-            certificate = Certificate(Files(*files), *descriptors)
-            self.tls[int(listener)] = context(certificate)
+        self.tls = receive_certificates(self.line, plan["files"])
         self.epoll = select.epoll()
-        self.line = socket.socket(fileno=plan["line"])
         self.epoll.register(self.line, EPOLLIN)
         self.epoll.register(self.post, EPOLLIN)
         self.connections: dict[int, Connection] = {}  # by either descriptor
@@ -282,7 +319,8 @@ class Terminator:
 
     def run(self) -> None:
         """Until we are told to leave and all connections have ended."""
-        self.line.send(b"1")
+        with contextlib.suppress(OSError):  # told to leave already
+            self.line.send(READY)
         look_at = 0.0
         while self.open or self.connections:
             for fd, events in self.epoll.poll(LOOK if self.slow or self.failed else None):
@@ -342,12 +380,17 @@ class Terminator:
             self.end(one)
         if self.failed and now - self.told_at >= TELL:
             reasons = ", ".join(f"{count} x {reason}" for reason, count in self.failed.most_common(5))
-            sys.stderr.write(f"TLS handshakes failed: {reasons}\n")
+            with contextlib.suppress(OSError):  # the master is gone
+                sys.stderr.write(f"TLS handshakes failed: {reasons}\n")
+                sys.stderr.flush()
             self.failed.clear()
             self.told_at = now
 
     def limit(self, one: Connection) -> float:
-        return LINGER if one.stage is Stage.LINGERING else self.patience
+        """How long it may take nothing, or go on after the end, in seconds."""
+        if one.stage is Stage.LINGERING:
+            return LINGER if self.open else HURRIED_LINGER
+        return self.patience if one.stage is Stage.OPEN else min(self.patience, STRANGE)
 
 
 def main(plan: dict[str, Any]) -> None:

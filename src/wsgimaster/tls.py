@@ -10,7 +10,9 @@ Runs in: the master.
 
 import asyncio
 import contextlib
+import errno
 import json
+import math
 import os
 import socket
 import struct
@@ -18,7 +20,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from wsgimaster import certificates
 from wsgimaster.certificates import Certificate, Files
@@ -26,9 +28,11 @@ from wsgimaster.errors import StartError
 from wsgimaster.lifecycle import explain
 from wsgimaster.processes import Child, start_program
 from wsgimaster.settings import Address
+from wsgimaster.terminator import HIDDEN, READY, is_closed
 
 YOUNG = 3.0  # one that ran for no longer than this many seconds is replaced after a pause
 PAUSE = 1.0  # seconds
+MOST_WAITING = 1000  # clients whom nobody takes; each keeps two descriptors
 LOOK = 0.02  # seconds between looks whether they have ended
 RETRY = 0.05  # seconds, when the kernel lets nobody pass a descriptor on
 
@@ -72,9 +76,9 @@ def check(addresses: Iterable[Address]) -> list[str]:
 
 def plan(wanted: Mapping[int, Certificate], post: int, line: int, patience: float) -> str:
     """What a terminator is told: descriptors, and the seconds for which a client may take nothing of what is left for
-    it."""
-    plain = {number: [list(one.files), *one[1:]] for number, one in wanted.items()}
-    return json.dumps({"post": post, "line": line, "patience": patience, "certificates": plain})
+    it. Those of the certificates come later (Terminators._heard)."""
+    files = {number: one.files for number, one in wanted.items()}
+    return json.dumps({"post": post, "line": line, "patience": patience, "files": files})
 
 
 @dataclass(slots=True, eq=False)
@@ -83,6 +87,7 @@ class Terminator:
     line: socket.socket | None  # None: it was told to leave
     generation: int
     began: float
+    wanted: Certificates = field(default_factory=dict)  # to be sent, when nobody can look into it any more
     ready: bool = False
 
 
@@ -101,6 +106,7 @@ class Terminators:
         self.theirs: socket.socket | None = None  # where they are taken
         self.waiting: deque[tuple[int, int, int]] = deque()  # listener, client, server: the kernel's queue is full
         self.members: list[Terminator] = []
+        self.until = math.inf  # when they end, whether or not their clients have gone (monotonic)
 
     @property
     def pids(self) -> set[int]:
@@ -109,7 +115,8 @@ class Terminators:
     @property
     def unsettled(self) -> str:
         """What is under way; "" for nothing."""
-        if self.coming or any(not one.ready and one.line is not None for one in self.members):
+        serving = sum(one.ready and one.generation == self.generation for one in self.members)
+        if self.coming or (self.post is not None and serving != self.number):
             return "processes that end TLS are being started"
         return "TLS clients are being passed on" if self.waiting else ""
 
@@ -137,6 +144,10 @@ class Terminators:
     def give(self, listener: int, client: int) -> int:
         """Pass this client on; returns our end of what takes its place. The client is closed here. Raises OSError;
         then it isn't."""
+        if len(self.waiting) >= MOST_WAITING:
+            self._drop_who_left()
+        if len(self.waiting) >= MOST_WAITING:
+            raise OSError(errno.ENOBUFS, "no process ends their TLS")
         ours, server = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self.waiting.append((listener, client, server.detach()))
         if len(self.waiting) == 1:
@@ -144,11 +155,11 @@ class Terminators:
         return ours.detach()
 
     async def end(self, until: float) -> None:
-        """All of them: when their clients have gone, or at this time (monotonic)."""
-        self.number = 0
+        """All of them: when their clients have gone, or at this time (monotonic), which may come nearer meanwhile."""
+        self.number, self.until = 0, min(self.until, until)
         for one in self.members:
             self._tell_to_leave(one)
-        while self.members and time.monotonic() < until:
+        while self.members and time.monotonic() < self.until:
             await asyncio.sleep(LOOK)
         for one in self.members:
             one.child.kill()
@@ -175,6 +186,16 @@ class Terminators:
             os.close(server)
         self.loop.remove_writer(self.post)
 
+    def _drop_who_left(self) -> None:
+        """Those whom the master has given up, since they said nothing for too long."""
+        waiting, self.waiting = self.waiting, deque()
+        for listener, client, server in waiting:
+            if is_closed(server):
+                os.close(client)
+                os.close(server)
+            else:
+                self.waiting.append((listener, client, server))
+
     # ---- processes ----
 
     def _muster(self, wanted: Certificates) -> None:
@@ -186,25 +207,25 @@ class Terminators:
         assert self.theirs is not None
         if generation != (self.newest if self.coming else self.generation) and generation != self.generation:
             return  # it was given up, or replaced, meanwhile
-        line, far = socket.socketpair()
-        line.setblocking(False)
+        if not self.number:
+            return  # the server ends
         path = os.pathsep.join(one for one in sys.path if one)  # of our own package, and what it needs
-        fds = [self.theirs.fileno(), far.fileno(), *(fd for one in wanted.values() for fd in one.descriptors)]
-        try:
-            child = start_program(
-                [sys.executable, "-P", "-m", "wsgimaster.terminator", plan(wanted, fds[0], fds[1], self.patience)],
-                {**os.environ, "PYTHONPATH": path},
-                ".",
-                fds,
-            )
-        except OSError as error:
-            line.close()
-            self.say(f"a process that ends TLS can't be started: {error.strerror}")
-            self.loop.call_later(PAUSE, self._start_one, wanted, generation)
-            return
-        finally:
-            far.close()
-        self.adopt(Terminator(child, line, generation, time.monotonic()))
+        with contextlib.ExitStack() as undo:
+            try:
+                line, far = socket.socketpair()
+                undo.callback(line.close)
+                with far:
+                    fds = [self.theirs.fileno(), far.fileno()]
+                    told = plan(wanted, fds[0], fds[1], self.patience)
+                    command = [sys.executable, "-P", "-m", "wsgimaster.terminator", told]
+                    child = start_program(command, {**os.environ, "PYTHONPATH": path}, None, fds)
+            except OSError as error:
+                self.say(f"a process that ends TLS can't be started: {error.strerror}")
+                self.loop.call_later(PAUSE, self._start_one, wanted, generation)
+                return
+            undo.pop_all()
+        line.setblocking(False)
+        self.adopt(Terminator(child, line, generation, time.monotonic(), wanted))
 
     def adopt(self, one: Terminator) -> None:
         """From now on we hear of it."""
@@ -215,10 +236,17 @@ class Terminators:
             self.loop.add_reader(one.line, self._heard, one)
 
     def _heard(self, one: Terminator) -> None:
+        """First that nobody can look into it any more, then that it is ready."""
         assert one.line is not None
-        self.loop.remove_reader(one.line)
+        said = b""
         with contextlib.suppress(OSError):
-            one.ready = bool(one.line.recv(1))
+            said = one.line.recv(1)
+            if said == HIDDEN:
+                descriptors = [fd for certificate in one.wanted.values() for fd in certificate.descriptors]
+                socket.send_fds(one.line, [HIDDEN], descriptors)
+                return
+        self.loop.remove_reader(one.line)
+        one.ready = said == READY
         if self.coming and self._are_ready(self.newest):
             self.generation = self.newest
             before, self.certificates, self.coming = self.certificates, self.coming, {}

@@ -455,6 +455,8 @@ def resume(master: Master, state: State, said: Sequence[bytes]) -> None:
         master.overseer.generation = master.overseer.newest = frame.generation + 1
     if frame.tls is not None:
         _take_up_terminators(master, frame.tls)
+        if running is None:  # else the reload that comes next does it
+            master.terminators.renew(listener.address for listener in master.listeners)
     cores = None if running is None else running.cores.model_dump()
     master.front.take_up(frame.clients, said, cores, frame.paused)
     master.commands.pause(frame.paused)

@@ -42,6 +42,6 @@ def _text(value: object) -> str:
         return " ".join(map(_text, value)) or "unset"
     if isinstance(value, Address):
         kind = f" ({value.family})" if value.family is Family.ABSTRACT else ""
-        files = "" if value.tls is None else f" ({value.tls.certificate}, {value.tls.key})"
+        files = "" if value.tls is None else f" ({', '.join(str(one) for _, one in value.tls)})"
         return f"{value.scheme}://{value.name}{kind}{files}"
     return "unset" if value is None else str(value)

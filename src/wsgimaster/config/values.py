@@ -158,6 +158,8 @@ def read_tls_sockets(option: Option, text: str | None, context: Context) -> Read
     where, certificate, key, ciphers, ca = [*words, "", ""][:5]
     certificate, key = (posixpath.join(context.cwd, path) for path in (certificate, key))
     required, ca = ca.startswith("!"), ca.removeprefix("!")
+    if required and not ca:
+        raise ValueError(f"expected the file of an authority after the !, found {shortened(text)}")
     tls = Tls(
         certificate=certificate,
         key=key,
