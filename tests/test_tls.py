@@ -61,10 +61,7 @@ def terminators(server: Server, count: int = 1) -> list[psutil.Process]:
     """Wait until there are that many."""
 
     def found() -> list[psutil.Process] | None:
-        some = []
-        for child in psutil.Process(server.pid).children():
-            with contextlib.suppress(psutil.Error):  # it has just ended
-                some += [child] if "wsgimaster.terminator" in child.cmdline() else []
+        some = server.children("wsgimaster.terminator")
         return some if len(some) == count else None
 
     return wait_until(found, message=f"{count} terminators") or []

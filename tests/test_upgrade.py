@@ -581,7 +581,7 @@ class Held(Installed):
 
     def proofs(self, count: int) -> bool:
         """Whether that many of the master's children are neither its zygote nor workers."""
-        own = [one for one in psutil.Process(self.server.pid).children() if "wsgimaster" in one.cmdline()]
+        own = self.server.children("wsgimaster")
         return len(own) >= count
 
 

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -318,6 +318,14 @@ class Server(Program):
         except OSError:
             return False
         return True
+
+    def children(self, word: str) -> list[psutil.Process]:
+        """Those of the master whose command line has this word, and that haven't just ended."""
+        found = []
+        for child in psutil.Process(self.pid).children():
+            with suppress(*ENDED):
+                found += [child] if word in child.cmdline() else []
+        return found
 
     def workers(self) -> list[Worker]:
         """The running workers, from the lines that report their start."""
