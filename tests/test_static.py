@@ -249,6 +249,65 @@ def test_what_was_asked_for_before_is_looked_at_again(root: Path) -> None:
     assert answers() == [b"the application"] * 3
 
 
+def touched(path: Path) -> None:
+    path.touch()
+
+
+def other_content(path: Path) -> None:
+    path.write_text("TEXT")
+    os.utime(path, (CHANGED, CHANGED))
+
+
+def replaced(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_text("TEXT")
+    os.utime(other, (CHANGED, CHANGED))
+    other.replace(path)
+
+
+def moved_out(path: Path) -> None:
+    path.rename(path.parent.parent / "moved")
+
+
+def linked_out(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("../outside/s.txt")
+
+
+def in_another_directory(path: Path) -> None:
+    path.parent.rename(path.parent.with_name("former"))
+    path.parent.mkdir()
+
+
+AFTERWARDS: dict[str, tuple[Callable[[Path], None], bytes]] = {
+    "touched": (touched, b"text"),
+    "other content of that size": (other_content, b"TEXT"),
+    "replaced": (replaced, b"TEXT"),
+    "removed": (Path.unlink, b"the application"),
+    "moved": (moved_out, b"the application"),
+    "a link that leads out": (linked_out, b"the application"),
+    "another root": (in_another_directory, b"the application"),
+}
+
+
+@pytest.mark.parametrize(("change", "expected"), AFTERWARDS.values(), ids=AFTERWARDS)
+def test_a_content_that_is_kept(root: Path, change: Callable[[Path], None], expected: bytes) -> None:
+    """Only of a file that hasn't changed for two seconds: the kernel's clock can't tell what is nearer together."""
+    files = serving(maps=(f"/s={root}",))
+
+    def is_kept() -> bool:
+        assert Asked(files, "/s/a.txt").body == b"text"
+        return files.usual.kept == 4
+
+    assert not is_kept()
+    assert not is_kept()
+    wait_until(is_kept)
+    assert Asked(files, "/s/a.txt").headers["Content-Length"] == "4"
+    change(root / "a.txt")
+    assert [Asked(files, "/s/a.txt").body for _ in range(3)] == [expected] * 3
+    assert files.usual.kept == 0
+
+
 def test_a_directory_whose_index_changes(root: Path) -> None:
     files = serving(maps=(f"/s={root}",), index=("first.html", "index.html"))
     assert Asked(files, "/s/sub/").body == b"index"

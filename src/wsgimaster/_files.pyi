@@ -1,3 +1,16 @@
+from collections.abc import Callable
+from typing import Any
+
 def open_beneath(
     root: bytes, path: bytes, small: int, links: bool = ...
 ) -> tuple[int, int, int, int, bytes | None]: ...
+
+class Usual:
+    kept: int
+    def __init__(self, small: int, keeps: int, most: int, most_kept: int) -> None: ...
+    def remember(
+        self, path: str, root: bytes, rest: bytes, size: int, changed: int, headers: list[tuple[str, str]]
+    ) -> None: ...
+    def answer(
+        self, path: str, environ: dict[str, Any], start_response: Callable[..., Any]
+    ) -> bytes | tuple[int, int] | None: ...

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from stat import S_IFDIR, S_ISDIR, S_ISREG
 from typing import Any, NamedTuple
 
-from wsgimaster._files import open_beneath
+from wsgimaster._files import Usual, open_beneath
 from wsgimaster._serve import FilePart, FileWrapper
 
 Environ = dict[str, Any]
@@ -24,6 +24,8 @@ StartResponse = Callable[..., Any]
 Headers = list[tuple[str, str]]
 
 SMALL = 1 << 16  # bytes, sent together with the head; a larger file goes out by sendfile
+KEPT = 1 << 14  # bytes, whose content is kept
+MOST_KEPT = 4 << 20  # bytes, in each worker
 MOST_KNOWN = 1000  # files whose headers are remembered
 # What we answer when it isn't to be had; anything else (no descriptor is free, a disk that fails) is an error.
 MISSING = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.EXDEV, errno.ENXIO}
@@ -102,34 +104,18 @@ class StaticFiles:
         self.types = types_of(plan["mime_files"])
         self.known: dict[tuple[bytes, bytes, str], tuple[int, int, Headers]] = {}
         self.is_plain = not (self.skipped or self.compresses or self.expiries or self.expiry_of_type)
-        self.usual: dict[str, tuple[bytes, bytes, int, int, Headers]] = {}  # by the path that was asked for
+        self.usual = Usual(SMALL, KEPT, MOST_KNOWN, MOST_KEPT)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
-        if path in self.usual and environ["REQUEST_METHOD"] == "GET" and not is_conditional(environ):
-            result = self.again(path, start_response)
-            if result is not None:
-                return result
+        known = self.usual.answer(path, environ, start_response)
+        if known is not None:
+            return FileWrapper(FilePart(known[0], 0, known[1])) if isinstance(known, tuple) else [known]
         if path.startswith(self.prefixes) and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
             opened = self.find(path, environ)
             if opened is not None:
                 return self.answer(opened, path, environ, start_response)
         return self.application(environ, start_response)
-
-    def again(self, path: str, start_response: StartResponse) -> Iterable[bytes] | None:
-        """As last time, but opened anew, if it is the same file: half of the work. None: it isn't."""
-        root, rest, size, changed, headers = self.usual[path]
-        try:
-            file, mode, found_size, found_changed, content = open_beneath(root, rest, SMALL)
-        except OSError:
-            del self.usual[path]
-            return None
-        part = FilePart(file, 0, found_size)  # it closes the file in any case
-        if found_size != size or found_changed != changed or not S_ISREG(mode):
-            del self.usual[path]
-            return None
-        start_response("200 OK", headers)
-        return FileWrapper(part) if content is None else [content]
 
     # ---- which file ----
 
@@ -249,7 +235,7 @@ class StaticFiles:
             headers = headers if status[:3] == "304" else [*headers, ("Content-Length", str(length))]
             start_response(status, headers)
             if length and self.is_plain and opened.plain and status[:3] == "200":
-                self.remember(path, opened, headers)
+                self.usual.remember(path, opened.root, opened.path, size, changed, headers)
             if length == 0 or environ["REQUEST_METHOD"] == "HEAD":
                 return [b""]
             if content is not None:
@@ -261,12 +247,6 @@ class StaticFiles:
             return FileWrapper(part)
         finally:
             close(file)
-
-    def remember(self, path: str, opened: Opened, headers: Headers) -> None:
-        """For next time."""
-        if len(self.usual) >= MOST_KNOWN:
-            self.usual.clear()
-        self.usual[path] = opened.root, opened.path, opened.size, opened.changed, headers
 
     def headers(self, opened: Opened) -> Headers:
         """All but how long it is and when it expires."""
