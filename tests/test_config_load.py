@@ -779,6 +779,10 @@ LIMITS = {
         "limit-nproc = 10\nprocesses = 2\nthreads = 4",
         "a.ini:2: limit-nproc: counts as 23, which is what the server itself may have: 2 workers with 4 threads each",
     ),
+    "limit-nproc with TLS": (
+        "limit-nproc = 10\nprocesses = 2\nthreads = 4\nhttps = :1,/c,/k\nhttp-processes = 2",
+        "a.ini:2: limit-nproc: counts as 27, which is what the server itself may have: 2 workers with 4 threads each",
+    ),
     "limit-nproc of what the server has": ("limit-nproc = 23\nprocesses = 2\nthreads = 4", ""),
 }
 

@@ -210,7 +210,7 @@ def plan_for_zygote(settings: Settings, descriptors: tuple[int, int]) -> dict[st
         "master": os.getpid(),
         "exit_deadline": processes.exit_deadline,
         "limit_as": processes.limit_as,
-        "limit_nproc": processes.limit_nproc and max(processes.limit_nproc, processes.tasks),
+        "limit_nproc": processes.limit_nproc and max(processes.limit_nproc, settings.tasks),
         "thread_stack": 1024 * (processes.thread_stack_kib or 0),  # bytes; 0: the system's
         "cpu_affinity": processes.cpu_affinity,
         "descriptors": list(descriptors),

@@ -134,11 +134,6 @@ class Processes(Section):
     dispatch: Dispatch = Dispatch.AUTO
     dispatch_order: Order = Order.WARM
 
-    @property
-    def tasks(self) -> int:
-        """How many processes and threads the server itself may have, as the kernel counts them for `limit-nproc`."""
-        return 2 * self.processes * self.threads + MASTER_TASKS + 2  # 2: replacements; zygotes, at a reload
-
     @model_validator(mode="after")
     def _fits_the_scoreboard(self) -> Processes:
         if self.processes * self.threads > MAX_CORES:
@@ -471,6 +466,14 @@ class Settings(Section):
     static: Static = Static()
     identity: Identity = Identity()
     logging: Logging = Logging()
+
+    @property
+    def tasks(self) -> int:
+        """How many processes and threads the server itself may have, as the kernel counts them for `limit-nproc`."""
+        workers = 2 * self.processes.processes * self.processes.threads  # 2: replacements
+        ends_tls = any(one.tls is not None for one in self.sockets.addresses)
+        terminators = 2 * self.sockets.tls_processes if ends_tls else 0  # at a reload; so are two zygotes
+        return workers + terminators + MASTER_TASKS + 2
 
     @property
     def first_workers(self) -> int:

@@ -22,7 +22,6 @@ from wsgimaster.config.values import READERS, Context, Value, is_on, shortened
 from wsgimaster.errors import ConfigError, ConfigErrors
 from wsgimaster.settings import (
     Algorithm,
-    Processes,
     Protocol,
     Settings,
 )
@@ -150,7 +149,7 @@ class _Build:
                 "harakiri-graceful-timeout works with threads = 1 only: an exception can be raised in a process's main"
                 " thread and nowhere else; stuck requests are killed at once"
             )
-        self._warn_of_limits(settings.processes)
+        self._warn_of_limits(settings)
         return settings
 
     def _take(self, index: int, assignment: Assignment) -> None:
@@ -301,7 +300,8 @@ class _Build:
                     " can set any variable; name those that may: allow-from = 10.0.0.0/8"
                 )
 
-    def _warn_of_limits(self, processes: Processes) -> None:
+    def _warn_of_limits(self, settings: Settings) -> None:
+        processes = settings.processes
         if processes.limit_as and processes.threads > 1:
             stack = f"{processes.thread_stack_kib} KiB" if processes.thread_stack_kib else "ulimit -s, mostly 8 MiB"
             self.notes.add(
@@ -309,12 +309,12 @@ class _Build:
                 f"each of the {processes.threads} threads takes its stack ({stack}) and up to 64 MiB for an arena of"
                 " malloc's out of this address space, used or not (env = MALLOC_ARENA_MAX=2 needs fewer arenas)",
             )
-        own = processes.tasks
+        own = settings.tasks
         if processes.limit_nproc is not None and processes.limit_nproc < own:
             self.notes.add(
                 self._set_by("processes.limit_nproc"),
                 f"counts as {own}, which is what the server itself may have: {processes.processes} workers with"
-                f" {processes.threads} threads each, as many replacements, two zygotes during a reload, and a master",
+                f" {processes.threads} threads each, as many replacements, two zygotes during a reload, a master, and those that end TLS",
             )
 
     def _refuse(self, index: int, assignment: Assignment, problem: str, hint: str | None = None) -> None:
