@@ -314,7 +314,8 @@ class _Build:
             self.notes.add(
                 self._set_by("processes.limit_nproc"),
                 f"counts as {own}, which is what the server itself may have: {processes.processes} workers with"
-                f" {processes.threads} threads each, as many replacements, two zygotes during a reload, a master, and those that end TLS",
+                f" {processes.threads} threads each, as many replacements, two zygotes during a reload, a"
+                " master, and those that end TLS",
             )
 
     def _refuse(self, index: int, assignment: Assignment, problem: str, hint: str | None = None) -> None:
