@@ -66,7 +66,7 @@ cdef extern from * nogil:
     static int64_t changed_ns(const struct stat *status) {
         return (int64_t)status->st_mtim.tv_sec * 1000000000 + status->st_mtim.tv_nsec;
     }
-    /* Whether nobody can have written, or changed the permissions, in between. */
+    /* Whether nobody has written, or changed the permissions, in between. */
     static int is_same(const struct stat *a, const struct stat *b) {
         return a->st_dev == b->st_dev && a->st_ino == b->st_ino && a->st_size == b->st_size
             && a->st_mtim.tv_sec == b->st_mtim.tv_sec && a->st_mtim.tv_nsec == b->st_mtim.tv_nsec
@@ -149,7 +149,8 @@ cdef class Usual:
 
     What a small file holds is kept as well. It is the answer again as long as the path leads to the very same file,
     untouched (inode, size, times of the last change of content and of permissions): that file was found beneath the root
-    and readable, whatever links lead to it now.
+    and readable, whatever links lead to it now. (Who writes to a file through a memory map may leave its times as they are,
+    and NFS tells of changes some seconds late.)
 
     small: bytes up to which a file is read at once, kept: up to which its content is kept; most: how many are remembered,
     most_kept: bytes of contents."""
@@ -169,12 +170,15 @@ cdef class Usual:
             self.kept -= len(entry.content)
         return 0
 
-    cdef int keep(self, Entry entry, bytes content, const stat *status) except -1:
+    cdef int keep(self, str path, Entry entry, bytes content, const stat *status) except -1:
+        cdef bytes whole_path = os.path.join(entry.root, entry.path)
+        if entry.content is not None or self.entries.get(path) is not entry:
+            return 0  # another thread was here, too
         if self.kept + len(content) > self.most_kept:
             self.entries.clear()
             self.kept = 0
             return 0
-        entry.content, entry.whole_path, entry.status = content, os.path.join(entry.root, entry.path), status[0]
+        entry.content, entry.whole_path, entry.status = content, whole_path, status[0]
         self.kept += len(content)
         return 0
 
@@ -197,13 +201,14 @@ cdef class Usual:
         cdef const char *root
         cdef const char *rest
         cdef const char *whole
-        cdef bytes content
+        cdef bytes content, whole_path  # ours while other threads run
         if (entry is None or environ["REQUEST_METHOD"] != "GET" or "HTTP_RANGE" in environ
                 or "HTTP_IF_NONE_MATCH" in environ or "HTTP_IF_MODIFIED_SINCE" in environ):
             return None
         root, rest = entry.root, entry.path
         if entry.content is not None:
-            whole, content = entry.whole_path, entry.content
+            whole_path, content = entry.whole_path, entry.content
+            whole = whole_path
             with nogil:
                 fd = look_at(whole, &status)
             if fd == 0 and is_same(&status, &entry.status):
@@ -230,7 +235,7 @@ cdef class Usual:
         content = read_file(fd, entry.size)
         if len(content) != entry.size:
             return None
-        if entry.size <= self.keeps and is_settled(&status) and self.entries.get(path) is entry:
-            self.keep(entry, content, &status)
+        if entry.size <= self.keeps and is_settled(&status):
+            self.keep(path, entry, content, &status)
         start_response("200 OK", entry.headers)
         return content

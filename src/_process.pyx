@@ -257,10 +257,10 @@ def forbid_new_privileges():
     set_prctl(PR_SET_NO_NEW_PRIVS, 1, "PR_SET_NO_NEW_PRIVS")
 
 
-def hide():
+def hide(bint hidden=True):
     """From now on nobody without root's rights may look into this process, its memory and descriptors (prctl
-    PR_SET_DUMPABLE); exec undoes it."""
-    set_prctl(PR_SET_DUMPABLE, 0, "PR_SET_DUMPABLE")
+    PR_SET_DUMPABLE), or, if not hidden, who runs as the same user may; exec undoes it."""
+    set_prctl(PR_SET_DUMPABLE, 0 if hidden else 1, "PR_SET_DUMPABLE")
 
 
 def exit_within(double seconds, int status, str line):

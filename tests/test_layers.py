@@ -159,6 +159,7 @@ MAY_IMPORT = {
     "errors": set(),
     "config": {"config", "errors", "hooks", "settings"},
     "cli": {
+        "_process",
         "config",
         "errors",
         "handover",

@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -300,12 +301,43 @@ def test_a_content_that_is_kept(root: Path, change: Callable[[Path], None], expe
         return files.usual.kept == 4
 
     assert not is_kept()
-    assert not is_kept()
     wait_until(is_kept)
     assert Asked(files, "/s/a.txt").headers["Content-Length"] == "4"
     change(root / "a.txt")
     assert [Asked(files, "/s/a.txt").body for _ in range(3)] == [expected] * 3
     assert files.usual.kept == 0
+
+
+def test_threads_that_ask_for_the_same(root: Path) -> None:
+    """They share what is kept, and count it once."""
+    for number in range(20):
+        (root / f"{number}.txt").write_text(f"{number:0100}")
+    files = serving(maps=(f"/s={root}",))
+    files.usual = _files.Usual(static.SMALL, static.KEPT, 1000, 1000)  # it is cleared again and again
+
+    def ask() -> bool:
+        return all(Asked(files, f"/s/{number}.txt").body == b"%0100d" % number for number in range(20))
+
+    wait_until(lambda: ask() and files.usual.kept > 0)
+    with ThreadPoolExecutor(5) as pool:
+        assert all(pool.map(lambda _: ask(), range(200)))
+    assert 0 <= files.usual.kept <= 1000
+    small = _files.Usual(static.SMALL, static.KEPT, 1000, 1 << 20)
+    files.usual = small
+    with ThreadPoolExecutor(5) as pool:
+        assert all(pool.map(lambda _: ask(), range(100)))
+    assert small.kept == 2000
+
+
+def test_each_request_has_its_document_root(root: Path) -> None:
+    other = root.parent / "other-root"
+    other.mkdir()
+    (other / "a.txt").write_text("other")
+    files = serving(docroot=True)
+    for _ in range(3):
+        assert Asked(files, "/a.txt", DOCUMENT_ROOT=str(root)).body == b"text"
+        assert Asked(files, "/a.txt", DOCUMENT_ROOT=str(other)).body == b"other"
+        assert Asked(files, "/a.txt").is_applications
 
 
 def test_a_directory_whose_index_changes(root: Path) -> None:

@@ -3,7 +3,7 @@
 The files are read once with the rights of the start, and again at each reload; what was read stays in memory, so that
 a terminator can be started at any time, by whoever the server is by then. Only who has the descriptor can read it: the
 file has no permissions, and the processes that hold it hide (_process.hide), since the application's run as the same
-user.
+user. What remains is the moment in which one starts, for somebody who may attach to it with ptrace then.
 
 Runs in: the master, and the terminators.
 """
@@ -58,7 +58,10 @@ def read(files: Files) -> Certificate:
                 undo.callback(os.close, fd)
             found.append(fd)
         certificate = Certificate(files, *found)
-        context(certificate)
+        try:
+            context(certificate)
+        except OSError as error:  # no descriptor, or no memory, for a moment
+            raise StartError(f"{files.certificate}: {error.strerror}") from error
         undo.pop_all()
         return certificate
 

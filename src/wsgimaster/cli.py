@@ -52,6 +52,10 @@ def run(arguments: list[str]) -> int:
     if arguments and arguments[0] in OPERATIONS:
         return operate(arguments)
     handed = os.environ.pop("WSGIMASTER_HANDOVER", "")  # handover.VARIABLE
+    if handed.startswith("resume"):
+        from wsgimaster import _process
+
+        _process.hide()  # at once: it may have the keys of TLS (startup.resume)
     try:
         if arguments[:1] == ["simulate"]:
             return simulate(arguments[1:])

@@ -7,6 +7,7 @@ Runs in: the master, on the loop's thread. Nothing here blocks.
 
 import asyncio
 import contextlib
+import errno
 import os
 import random
 import resource
@@ -606,9 +607,12 @@ class Master:
                 task.cancel()
         try:
             self.terminators.renew(listener.address for listener in self.listeners)
-            self.daemons.reload(settings)
         except Exception as error:  # the workers' reload goes on
-            self.report_defect("while daemons were reloaded, and certificates read", error)
+            self.report_defect("while certificates were read", error)
+        try:
+            self.daemons.reload(settings)
+        except Exception as error:
+            self.report_defect("while daemons were reloaded", error)
         self.keep_watching()
         self.prepared.again.retitle(settings)
         self.keep_enough_workers(before.cheaper.minimum)
@@ -954,18 +958,17 @@ class Master:
 
     def end_tls(self, listener: int, client: int) -> int:
         """A client of a TLS listener: the descriptor that takes its place, or -1."""
-        try:
-            return self.terminators.give(listener, client)
-        except OSError:
-            pass
-        self.reserve.release()  # it is there already, so it goes before a worker; nobody else is accepted then
-        self.loop.call_soon(self._keep_reserve)
-        try:
-            return self.terminators.give(listener, client)
-        except OSError as error:
-            os.close(client)
-            self._complain("accept", "tls", f"*** a client was closed: {error.strerror} (max-fd sets a limit)")
-            return -1
+        for last in (False, True):
+            try:
+                return self.terminators.give(listener, client)
+            except OSError as error:
+                if last or error.errno not in (errno.EMFILE, errno.ENFILE):
+                    self._complain("accept", "tls", f"*** a TLS client was closed: {error.strerror}")
+                    break
+            self.reserve.release()  # he is there already, so he comes before a worker; nobody else is accepted then
+            self.loop.call_soon(self._keep_reserve)
+        os.close(client)
+        return -1
 
     def push_refused(self, core: int, why: str) -> None:
         worker = self._name(core)

@@ -87,8 +87,8 @@ def run(settings: Settings, said: list[str], reread: Reread, origin: Origin) -> 
 def resume(before: Before, reread: Reread, origin: Origin) -> int:
     """The same after exec (upgrading.py): nothing is opened, all of it is there."""
     frame = before.state.frame
-    if frame.tls is not None:
-        _process.hide()
+    if frame.tls is None:
+        _process.hide(False)
     for fd in (before.signals, *before.state.inherited()):
         os.set_inheritable(fd, False)
     resumed = Resumed.model_validate_json(frame.proved)

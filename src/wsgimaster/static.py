@@ -103,7 +103,8 @@ class StaticFiles:
         )
         self.types = types_of(plan["mime_files"])
         self.known: dict[tuple[bytes, bytes, str], tuple[int, int, Headers]] = {}
-        self.is_plain = not (self.skipped or self.compresses or self.expiries or self.expiry_of_type)
+        # Whether the path says it all; a root that the request names, or fields that depend on it, are another matter.
+        self.is_plain = not (self.skipped or self.compresses or self.expiries or self.expiry_of_type or plan["docroot"])
         self.usual = Usual(SMALL, KEPT, MOST_KNOWN, MOST_KEPT)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:

@@ -89,10 +89,13 @@ def receive_certificates(line: socket.socket, files: dict[str, list[Any]]) -> di
     """By the number of the listener. They come when the application's processes, which run as the same user, can't look
     into this one any more."""
     hide()
-    line.send(HIDDEN)
-    said, descriptors, _, _ = socket.recv_fds(line, 1, MOST_DESCRIPTORS)
-    if not said:
-        sys.exit("told to leave before it began")
+    said = b""
+    descriptors: list[int] = []
+    with contextlib.suppress(OSError):
+        line.send(HIDDEN)
+        said, descriptors, _, _ = socket.recv_fds(line, 1, MOST_DESCRIPTORS)
+    if not said:  # told to leave
+        sys.exit(0)
     left = iter(descriptors)
     found = {}
     for listener, words in files.items():
@@ -163,11 +166,13 @@ class Connection:
                 if events & (EPOLLIN | EPOLLHUP | EPOLLERR) and not self.for_client:
                     self.from_server()
             else:
-                self.answering = False
+                before, self.answering = self.answering, False
                 if not self.client_ended and not self.for_server:
                     self.from_client()
                 if self.for_client and self.stage is Stage.OPEN:
                     self.to_client()
+                if self.answering and not before:
+                    self.since = time.monotonic()
             if self.server_ended and not self.for_client and self.stage is not Stage.LINGERING:
                 self.finish()
         except OSError:  # the client's, OpenSSL's among them
@@ -355,6 +360,9 @@ class Terminator:
     def leave(self) -> None:
         """Nothing is said there: it is the end of the line."""
         self.open = False
+        self.epoll.unregister(self.line)
+        if self.listens:  # others hold the same post, so closing it wouldn't do that
+            self.epoll.unregister(self.post)
         self.line.close()
         self.post.close()
 

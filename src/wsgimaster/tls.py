@@ -28,7 +28,7 @@ from wsgimaster.errors import StartError
 from wsgimaster.lifecycle import explain
 from wsgimaster.processes import Child, start_program
 from wsgimaster.settings import Address
-from wsgimaster.terminator import HIDDEN, READY, is_closed
+from wsgimaster.terminator import HIDDEN, MOST_DESCRIPTORS, READY, is_closed
 
 YOUNG = 3.0  # one that ran for no longer than this many seconds is replaced after a pause
 PAUSE = 1.0  # seconds
@@ -51,7 +51,9 @@ def files_of(addresses: Iterable[Address]) -> dict[int, Files]:
 def read_all(addresses: Iterable[Address]) -> Certificates:
     """Raises StartError."""
     addresses = list(addresses)
-    found = {}
+    found: Certificates = {}
+    if sum(2 + bool(files.ca) for files in files_of(addresses).values()) > MOST_DESCRIPTORS:
+        raise StartError(f"at most {MOST_DESCRIPTORS} files of certificates, keys and authorities")
     for number, files in files_of(addresses).items():
         try:
             found[number] = certificates.read(files)
@@ -105,6 +107,7 @@ class Terminators:
         self.post: socket.socket | None = None  # where clients are sent
         self.theirs: socket.socket | None = None  # where they are taken
         self.waiting: deque[tuple[int, int, int]] = deque()  # listener, client, server: the kernel's queue is full
+        self.drop_at = 0.0  # when to look again who of them has left (monotonic)
         self.members: list[Terminator] = []
         self.until = math.inf  # when they end, whether or not their clients have gone (monotonic)
 
@@ -115,8 +118,7 @@ class Terminators:
     @property
     def unsettled(self) -> str:
         """What is under way; "" for nothing."""
-        serving = sum(one.ready and one.generation == self.generation for one in self.members)
-        if self.coming or (self.post is not None and serving != self.number):
+        if any(not one.ready and one.line is not None for one in self.members):
             return "processes that end TLS are being started"
         return "TLS clients are being passed on" if self.waiting else ""
 
@@ -133,7 +135,7 @@ class Terminators:
         for number, files in files_of(addresses).items():
             try:
                 found[number] = certificates.read(files)
-            except StartError as error:
+            except (StartError, OSError) as error:
                 self.say(f"*** {error}: the certificate that was read before stays")
                 found[number] = self.certificates[number]
         if found:
@@ -141,10 +143,17 @@ class Terminators:
             self.coming = found
             self._muster(found)
 
+    def fill_up(self) -> None:
+        """As many as there should be of this generation, after an upgrade."""
+        serving = sum(one.generation == self.generation and one.line is not None for one in self.members)
+        for _ in range(serving, self.number):
+            self._start_one(self.certificates, self.generation)
+
     def give(self, listener: int, client: int) -> int:
         """Pass this client on; returns our end of what takes its place. The client is closed here. Raises OSError;
         then it isn't."""
-        if len(self.waiting) >= MOST_WAITING:
+        if len(self.waiting) >= MOST_WAITING and time.monotonic() >= self.drop_at:
+            self.drop_at = time.monotonic() + PAUSE
             self._drop_who_left()
         if len(self.waiting) >= MOST_WAITING:
             raise OSError(errno.ENOBUFS, "no process ends their TLS")
@@ -241,10 +250,9 @@ class Terminators:
         said = b""
         with contextlib.suppress(OSError):
             said = one.line.recv(1)
-            if said == HIDDEN:
-                descriptors = [fd for certificate in one.wanted.values() for fd in certificate.descriptors]
-                socket.send_fds(one.line, [HIDDEN], descriptors)
-                return
+        if said == HIDDEN:
+            self._send_certificates(one)
+            return
         self.loop.remove_reader(one.line)
         one.ready = said == READY
         if self.coming and self._are_ready(self.newest):
@@ -255,6 +263,17 @@ class Terminators:
                 if old.generation != self.generation:
                     self._tell_to_leave(old)
             self.say("the certificates were read again")
+
+    def _send_certificates(self, one: Terminator) -> None:
+        if one.line is None:
+            return
+        descriptors = [fd for certificate in one.wanted.values() for fd in certificate.descriptors]
+        try:
+            socket.send_fds(one.line, [HIDDEN], descriptors)
+        except ConnectionError:
+            pass  # it has ended: _gone
+        except OSError:  # ETOOMANYREFS, as in _send
+            self.loop.call_later(RETRY, self._send_certificates, one)
 
     def _are_ready(self, generation: int) -> bool:
         return sum(one.ready for one in self.members if one.generation == generation) == self.number

@@ -495,6 +495,7 @@ def _take_up_terminators(master: Master, tls: TlsProcesses) -> None:
     for one in tls.processes:
         line = None if one.line < 0 else socket.socket(fileno=one.line)
         terminators.adopt(Terminator(_child(one.process), line, one.generation, time.monotonic(), ready=True))
+    terminators.fill_up()
 
 
 def _terminators(terminators: Terminators) -> TlsProcesses | None:
