@@ -167,8 +167,9 @@ class Program:
     def processes(self) -> list[psutil.Process]:
         """Everything that it has started and that still runs, in its session or outside; zombies are gone."""
         found = []
-        for process in psutil.process_iter():
+        for pid in psutil.pids():  # not process_iter(), which remembers processes whose numbers others have by now
             try:
+                process = psutil.Process(pid)
                 if process.status() != psutil.STATUS_ZOMBIE and self._owns(process):
                     found.append(process)
             except (*ENDED, psutil.AccessDenied, ProcessLookupError, PermissionError):
