@@ -241,7 +241,7 @@ NOISE = {
 def test_noise_harms_nobody(server: Server, noise: bytes) -> None:
     processes = terminators(server, 2)
     before = sum(one.num_fds() for one in processes)
-    for reset in (False, True):
+    for reset in (False, True) * 10:
         with Connection(server.address) as connection:
             connection.send(noise)
             if reset:
@@ -249,7 +249,7 @@ def test_noise_harms_nobody(server: Server, noise: bytes) -> None:
     with TlsConnection(server.address) as connection:
         ask(connection)
     assert terminators(server, 2) == processes
-    wait_until(lambda: sum(one.num_fds() for one in processes) <= before)
+    wait_until(lambda: sum(one.num_fds() for one in processes) < before + 20)  # each would leave two
 
 
 def test_whoever_says_nothing_is_closed(start: Start, where: Path) -> None:

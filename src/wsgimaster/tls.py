@@ -72,7 +72,7 @@ def check(addresses: Iterable[Address]) -> list[str]:
         except StartError as error:
             if not isinstance(error.__cause__, PermissionError):
                 raise
-            warnings.append(f"{error}: the certificate that was read before stays (a restart reads it, or `sudo -u`)")
+            warnings.append(f"{error}: the certificate that was read before stays; let the server's user read it")
     return warnings
 
 
