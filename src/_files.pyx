@@ -152,7 +152,7 @@ cdef class Usual:
     and readable, whatever links lead to it now. (Who writes to a file through a memory map may leave its times as they are,
     and NFS tells of changes some seconds late.)
 
-    small: bytes up to which a file is read at once, kept: up to which its content is kept; most: how many are remembered,
+    small: bytes up to which a file is read at once, keeps: up to which its content is kept; most: how many are remembered,
     most_kept: bytes of contents."""
 
     cdef dict entries

@@ -78,7 +78,7 @@ def check(addresses: Iterable[Address]) -> list[str]:
 
 def plan(wanted: Mapping[int, Certificate], post: int, line: int, patience: float) -> str:
     """What a terminator is told: descriptors, and the seconds for which a client may take nothing of what is left for
-    it. Those of the certificates come later (Terminators._heard)."""
+    it. Those of the certificates come later (Terminators._send_certificates)."""
     files = {number: one.files for number, one in wanted.items()}
     return json.dumps({"post": post, "line": line, "patience": patience, "files": files})
 
